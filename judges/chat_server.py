@@ -59,11 +59,23 @@ def filled(schema: dict[str, Any]) -> str:
     return json.dumps({next(iter(schema.get("properties") or {"nothing": 0})): ARGUMENT}, ensure_ascii=False)
 
 
+def last_of(asked: dict[str, Any]) -> str:
+    """The last message that is none of the system's."""
+    return told(next(one for one in reversed(asked["messages"]) if one["role"] not in ("system", "developer")))
+
+
 def message_of(asked: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The answer and why it ends."""
-    last = told(asked["messages"][-1])
+    last = last_of(asked)
     everything = " | ".join(map(told, asked["messages"]))
-    message: dict[str, Any] = {"role": "assistant", "content": everything if len(everything) < MOST_SAID else last}
+    of_program = len(everything) >= MOST_SAID
+    message: dict[str, Any] = {"role": "assistant", "content": last if of_program else everything}
+    if (named := USE.search(last)) is not None:
+        function = {"name": named["name"], "arguments": named["arguments"]}
+        call = {"id": "call9", "type": "function", "function": function}
+        return {**message, "content": None, "tool_calls": [call]}, "tool_calls"
+    if of_program:
+        return message, "stop"
     if "think" in last:
         message["reasoning_content"] = "Hm. Näher."
     if "limit" in last:
@@ -73,15 +85,6 @@ def message_of(asked: dict[str, Any]) -> tuple[dict[str, Any], str]:
         return {**message, "content": filled(form["json_schema"]["schema"])}, "stop"
     tools = asked.get("tools") if asked.get("tool_choice") != "none" else None
     if not tools or last.startswith("tool"):
-        return message, "stop"
-    if (named := USE.search(last)) is not None:
-        function = {"name": named["name"], "arguments": named["arguments"]}
-        return {
-            **message,
-            "content": None,
-            "tool_calls": [{"id": "call9", "type": "function", "function": function}],
-        }, "tool_calls"
-    if len(everything) >= MOST_SAID:
         return message, "stop"
     functions = [tool["function"] for tool in tools[: 2 if "both" in last else 1]]
     calls = [
@@ -109,7 +112,7 @@ def step(question: ScriptedRequest) -> Scene:
     if question.path != "/v1/chat/completions":
         return error(404)
     asked = question.fields
-    if "too long" in told(asked["messages"][-1]):
+    if last_of(asked).endswith("this is too long"):
         return whole(json.dumps({"error": {**TOO_LONG, "type": "exceed_context_size_error"}}).encode(), status=400)
     message, why = message_of(asked)
     top = {"id": f"chatcmpl-{question.id}", "created": 1, "model": question.model}
