@@ -10,20 +10,19 @@ from pathlib import Path
 from found import Found
 from places import HERE, PUBLIC, Engine
 
-FILES = ("package.json", "npm_client.mjs")
+SCRIPT = "npm_client.mjs"
 
 
-def installed(cache: Path) -> Path:
-    """A directory with the client and what it needs. Raises RuntimeError where node or npm is missing."""
+def installed(cache: Path, script: str = SCRIPT) -> Path:
+    """A directory with `script` and what it needs. Raises RuntimeError where node or npm is missing."""
     directory = cache / "npm"
     if shutil.which("node") is None or shutil.which("npm") is None:
         raise RuntimeError("node and npm are not installed")
     directory.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
+    for name in ("package.json", script):
         shutil.copy(HERE / name, directory / name)
-    wanted = json.loads((HERE / "package.json").read_text())["dependencies"]["openai"]
-    has = directory / "node_modules" / "openai" / "package.json"
-    if not has.is_file() or json.loads(has.read_text())["version"] != wanted:
+    wanted = json.loads((HERE / "package.json").read_text())["dependencies"]
+    if any(_has(directory / "node_modules" / name / "package.json") != of for name, of in wanted.items()):
         npm = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"]
         done = subprocess.run(npm, cwd=directory, capture_output=True, text=True, timeout=300)
         if done.returncode:
@@ -31,9 +30,18 @@ def installed(cache: Path) -> Path:
     return directory
 
 
+def _has(package: Path) -> str | None:
+    return str(json.loads(package.read_text())["version"]) if package.is_file() else None
+
+
+def node_version() -> str:
+    """As node says it."""
+    return subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def outcomes(directory: Path, url: str, model: str) -> dict[str, str]:
     """Result by call."""
-    command = ["node", FILES[1], url, model]
+    command = ["node", SCRIPT, url, model]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=600)
     found: dict[str, str] = dict(json.loads(line) for line in done.stdout.splitlines())
     if not found:
@@ -45,6 +53,5 @@ def judge(engine: Engine, through_url: str, cache: Path) -> list[Found]:
     """One row; a call that raises counts by its exception."""
     directory = installed(cache)
     version = json.loads((HERE / "package.json").read_text())["dependencies"]["openai"]
-    node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     direct, through = outcomes(directory, engine.url, engine.model), outcomes(directory, through_url, PUBLIC)
-    return [Found(f"openai {version} of npm, node {node}", engine.what, direct, through)]
+    return [Found(f"openai {version} of npm, node {node_version()}", engine.what, direct, through)]

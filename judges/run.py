@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import chat_alone
 import chat_model
 import litellm_client
 import llm_comply
@@ -48,6 +49,7 @@ JUDGES: dict[str, Judge] = {
     "langchain": lambda behind, through, endpoints, count: chat_model.judge(behind, through),
     "llm-comply": lambda behind, through, endpoints, count: llm_comply.judge(behind, through, endpoints),
     "translated": lambda behind, through, endpoints, count: translated.judge(behind),
+    "chat-alone": lambda behind, through, endpoints, count: chat_alone.judge(behind, CACHE, plain=True),
 }
 """What is asked of every engine. OpenAI's own tests need answers that are valid by OpenAI's types: the mock's."""
 
@@ -60,6 +62,16 @@ def by_openai_types() -> Iterator[Found]:
         endpoints = ("/v1/chat/completions", "/v1/responses")
         with gateway(behind, endpoints=endpoints) as through_url:
             yield from llm_comply.judge(behind, through_url, endpoints)
+
+
+def of_scripted_chat() -> Iterator[Found]:
+    """Clients of three APIs before a server of chat alone that uses its tools, which small models do not."""
+    with chat_alone.chat_server() as behind:
+        yield from chat_alone.judge(behind, CACHE)
+
+
+SCRIPTED = {"mock": by_openai_types, "chat": of_scripted_chat}
+"""Backends of no engine's, each with judges of its own."""
 
 
 def of_engine(kind: str, model: str, names: list[str], count: int) -> Iterator[Found]:
@@ -82,7 +94,7 @@ def of_engine(kind: str, model: str, names: list[str], count: int) -> Iterator[F
 def main() -> None:
     """Run them, print the table, and say whether all is equal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", action="append", help="mock, llama.cpp, vllm; by default the first two")
+    parser.add_argument("--engine", action="append", help="mock, chat, llama.cpp, vllm; by default the first three")
     parser.add_argument("--model", default=MODEL, help="as `breakeven compare` takes it")
     parser.add_argument("--only", action="append", choices=[*JUDGES], help="of the judges of an engine")
     parser.add_argument("--requests", type=int, default=1000, help="of the replay")
@@ -92,8 +104,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rows: list[Found] = []
     names = given.only or [*JUDGES]
-    for kind in given.engine or ["mock", "llama.cpp"]:
-        found = by_openai_types() if kind == "mock" else of_engine(kind, given.model, names, given.requests)
+    for kind in given.engine or [*SCRIPTED, "llama.cpp"]:
+        found = SCRIPTED[kind]() if kind in SCRIPTED else of_engine(kind, given.model, names, given.requests)
         for row in found:
             print(row.row())
             for case in row.different:

@@ -297,6 +297,41 @@ names = st.text("abcxyz_", min_size=1, max_size=6)
 arguments = st.dictionaries(names, st.integers(-9, 9) | texts, max_size=3)
 
 
+def test_tools_of_a_namespace_keep_it() -> None:
+    agents = [
+        {"type": "function", "name": "spawn", "parameters": {"type": "object"}},
+        {"type": "custom", "name": "say"},
+    ]
+    asked: Json = {
+        "tools": [
+            {"type": "function", "name": "spawn", "parameters": {"type": "object"}},
+            {"type": "namespace", "name": "agents", "description": "of agents", "tools": agents},
+        ],
+        "input": [
+            {"type": "function_call", "call_id": "c1", "namespace": "agents", "name": "spawn", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c1", "output": "ok"},
+        ],
+    }
+    left: list[str] = []
+    made = responses_to_chat(asked, left)
+    assert [tool["function"]["name"] for tool in made["tools"]] == ["spawn", "agents__spawn", "agents__say"]
+    assert made["messages"][0]["tool_calls"][0]["function"]["name"] == "agents__spawn"
+    assert left == ["namespace.description"]
+    texts = {"spawn": '{"a":1}', "agents__spawn": '{"b":2}', "agents__say": '{"input":"x"}'}
+    calls = [AnswerPart("call", text, f"c{at}", name, at) for at, (name, text) in enumerate(texts.items())]
+    items = ResponseWriter(asked, FACTS).whole(AnswerSaid(calls, "calls"), COUNTS)["output"]
+    assert [(item["type"], item.get("namespace"), item["name"]) for item in items] == [
+        ("function_call", None, "spawn"),
+        ("function_call", "agents", "spawn"),
+        ("custom_tool_call", "agents", "say"),
+    ]
+    events = data_of(written(ResponseWriter(asked, FACTS), AnswerSaid(calls, "calls")))
+    assert [event["item"] for event in events if event["type"] == "response.output_item.done"] == items
+    twice = {"tools": [*asked["tools"], {"type": "function", "name": "agents__spawn"}], "input": []}
+    with pytest.raises(CannotTranslateError, match="two tools"):
+        responses_to_chat(twice, [])
+
+
 @st.composite
 def conversations(draw: st.DrawFn) -> list[Json]:
     """Chats in which calls are answered by their tools, and whose turns alternate."""

@@ -6,6 +6,9 @@ and so are tools that it would have to run, but for searches that are only offer
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 from breakeven.gateway.translate.messages_asked import as_list, as_object, flat
 from breakeven.gateway.translate.said import CannotTranslateError, Json, encode, shown
 
@@ -53,11 +56,38 @@ def responses_to_chat(asked: Json, left: list[str]) -> Json:
     return made
 
 
-def custom_tools(asked: Json) -> frozenset[str]:
-    """Names of tools whose input is a text."""
-    tools = asked.get("tools")
-    given = tools if isinstance(tools, list) else []
-    return frozenset(str(one.get("name")) for one in given if isinstance(one, dict) and one.get("type") == "custom")
+class ResponseTool(NamedTuple):
+    """A tool as a response calls it: its name within `namespace`, if it has one. `custom`: its input is a text."""
+
+    namespace: str | None
+    name: str
+    custom: bool
+
+
+def tools_by_name(asked: Json) -> dict[str, ResponseTool]:
+    """Tools by the name that a chat calls them by."""
+    found: dict[str, ResponseTool] = {}
+    for namespace, tool in _spread(asked.get("tools")):
+        name = str(tool.get("name"))
+        found[_chat_name(namespace, name)] = ResponseTool(namespace, name, tool.get("type") == "custom")
+    return found
+
+
+def _spread(tools: object) -> Iterator[tuple[str | None, Json]]:
+    """Every tool with its namespace; what is no tool is passed over."""
+    for one in tools if isinstance(tools, list) else ():
+        if isinstance(one, dict) and one.get("type") == "namespace":
+            inner = one.get("tools")
+            for tool in inner if isinstance(inner, list) else ():
+                if isinstance(tool, dict):
+                    yield str(one.get("name")), tool
+        elif isinstance(one, dict):
+            yield None, one
+
+
+def _chat_name(namespace: object, name: object) -> str:
+    """A chat's tools have no namespaces."""
+    return f"{namespace}__{name}" if namespace else str(name)
 
 
 def _think(reasoning: object, made: Json, left: list[str]) -> None:
@@ -105,10 +135,16 @@ def _tools(asked: Json, made: Json, left: list[str]) -> None:
         kind = given.get("type")
         if kind in _SEARCHES:
             left.append(str(kind))
-        elif kind not in ("function", "custom"):
-            raise CannotTranslateError(f"tools.{at}.type{shown(kind)}")
-        elif allowed is None or given.get("name") in allowed:
-            found.append({"type": "function", "function": _function(given)})
+        elif kind == "namespace":
+            if given.get("description"):
+                left.append("namespace.description")
+            for within, one in enumerate(as_list(given.get("tools") or [], f"tools.{at}.tools")):
+                found += _offered(one, f"tools.{at}.tools.{within}", given.get("name"), allowed)
+        else:
+            found += _offered(given, f"tools.{at}", None, allowed)
+    names = [one["function"]["name"] for one in found]
+    if twice := next((name for name in names if "__" in str(name) and names.count(name) > 1), None):
+        raise CannotTranslateError(f"two tools of the name{shown(twice)}")
     if found:
         made["tools"] = found
         if chosen is not None:
@@ -117,6 +153,20 @@ def _tools(asked: Json, made: Json, left: list[str]) -> None:
         if chosen == "required" or isinstance(chosen, dict):
             raise CannotTranslateError("tool_choice")
         made.pop("parallel_tool_calls", None)
+
+
+def _offered(tool: object, place: str, namespace: object, allowed: frozenset[str] | None) -> list[Json]:
+    """A tool as a chat has it; none where it is not `allowed`."""
+    given = as_object(tool, place)
+    kind = given.get("type")
+    if kind not in ("function", "custom"):
+        raise CannotTranslateError(f"{place}.type{shown(kind)}")
+    if allowed is not None and given.get("name") not in allowed:
+        return []
+    function = _function(given)
+    if namespace:
+        function["name"] = _chat_name(namespace, given.get("name"))
+    return [{"type": "function", "function": function}]
 
 
 def _function(tool: Json) -> Json:
@@ -186,7 +236,8 @@ def _item(item: Json, place: str, made: list[Json]) -> None:
             raise CannotTranslateError(f"{place}.role{shown(role)}")
     elif kind in ("function_call", "custom_tool_call"):
         arguments = item.get("arguments") if kind == "function_call" else encode({"input": item.get("input")}).decode()
-        function = {"name": item.get("name"), "arguments": arguments or "{}"}
+        name = _chat_name(item["namespace"], item.get("name")) if item.get("namespace") else item.get("name")
+        function = {"name": name, "arguments": arguments or "{}"}
         turn = _open_turn(made)
         turn.setdefault("tool_calls", []).append({"id": item.get("call_id"), "type": "function", "function": function})
     elif kind == "reasoning":

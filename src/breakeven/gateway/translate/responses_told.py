@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from breakeven.gateway.translate.responses_asked import custom_tools
+from breakeven.gateway.translate.responses_asked import ResponseTool, tools_by_name
 from breakeven.gateway.translate.said import (
     UNREADABLE,
     AnswerFacts,
@@ -30,13 +30,23 @@ _IDS = {"thought": "rs", "text": "msg", "refusal": "msg", "call": "fc"}
 class _Item:
     """One item of the output while it grows, by `pieces` of its text. `shown`: its beginning was told."""
 
-    __slots__ = ("at", "custom", "done", "id", "part", "pieces", "shown")
+    __slots__ = ("at", "done", "id", "part", "pieces", "shown", "tool")
 
-    def __init__(self, part: AnswerPart, at: int, ident: str, custom: bool) -> None:
-        self.part, self.at, self.custom = AnswerPart(part.kind, "", part.id, part.name, part.at), at, custom
-        self.id = f"{'ctc' if custom else _IDS[part.kind]}_{ident}_{at}"
+    def __init__(self, part: AnswerPart, at: int, ident: str, tool: ResponseTool | None) -> None:
+        self.part, self.at, self.tool = AnswerPart(part.kind, "", part.id, part.name, part.at), at, tool
+        self.id = f"{'ctc' if self.custom else _IDS[part.kind]}_{ident}_{at}"
         self.pieces: list[str] = []
         self.shown = self.done = False
+
+    @property
+    def custom(self) -> bool:
+        """Whether it is a call whose input is a text."""
+        return self.tool is not None and self.tool.custom
+
+    @property
+    def name(self) -> str:
+        """Of the tool that it calls, as the client has it."""
+        return self.part.name if self.tool is None else self.tool.name
 
     @property
     def text(self) -> str:
@@ -54,7 +64,9 @@ class _Item:
         """As a response has it."""
         part = self.part
         if part.kind == "call":
-            call = {"id": self.id, "call_id": part.id or f"call_{self.id}", "name": part.name, "status": status}
+            call = {"id": self.id, "call_id": part.id or f"call_{self.id}", "name": self.name, "status": status}
+            if self.tool is not None and self.tool.namespace:
+                call["namespace"] = self.tool.namespace
             if self.custom:
                 return {"type": "custom_tool_call", **call, "input": custom_input(self.text)}
             return {"type": "function_call", **call, "arguments": self.text}
@@ -69,7 +81,7 @@ class ResponseWriter:
 
     def __init__(self, asked: Json, facts: AnswerFacts) -> None:
         self._asked, self._facts = asked, facts
-        self._custom = custom_tools(asked)
+        self._tools = tools_by_name(asked)
         self._items: list[_Item] = []
         self._ident = facts.ident
         self._said = AnswerSaid()
@@ -79,7 +91,7 @@ class ResponseWriter:
         """In one piece."""
         self._name(said)
         for part in said.parts:
-            item = _Item(part, len(self._items), self._ident, part.name in self._custom)
+            item = _Item(part, len(self._items), self._ident, self._tool(part))
             item.pieces = [part.text]
             self._items.append(item)
         return self._response(said, counts)
@@ -136,6 +148,9 @@ class ResponseWriter:
         self._said = said
         self._ident = said.ident or self._facts.ident
 
+    def _tool(self, part: AnswerPart) -> ResponseTool | None:
+        return self._tools.get(part.name) if part.kind == "call" else None
+
     def _of(self, part: AnswerPart) -> _Item:
         """The item that a part belongs to."""
         for item in reversed(self._items):
@@ -145,13 +160,13 @@ class ResponseWriter:
                 return item
             if part.kind != "call" and same.kind != "call":
                 break
-        item = _Item(part, len(self._items), self._ident, part.name in self._custom)
+        item = _Item(part, len(self._items), self._ident, self._tool(part))
         self._items.append(item)
         return item
 
     def _show(self, item: _Item) -> bytes:
         item.shown = True
-        item.custom = item.part.kind == "call" and item.part.name in self._custom
+        item.tool = self._tool(item.part)
         held, item.pieces = item.pieces, []
         place = {"output_index": item.at, "item_id": item.id, "content_index": 0}
         out = self._event("response.output_item.added", {"output_index": item.at, "item": item.item("in_progress")})
@@ -185,7 +200,7 @@ class ResponseWriter:
             out.append(self._event("response.custom_tool_call_input.delta", {**place, "delta": given}))
             out.append(self._event("response.custom_tool_call_input.done", {**place, "input": given}))
         else:
-            told = {**place, "name": part.name, "arguments": text}
+            told = {**place, "name": item.name, "arguments": text}
             out.append(self._event("response.function_call_arguments.done", told))
         done = {"output_index": item.at, "item": item.item(status)}
         out.append(self._event("response.output_item.done", done))

@@ -172,7 +172,9 @@ class TurnedTap:
         self._tap.rest()
         counted = self._tap.counted
         prompt = self._facts.prompt if counted.prompt_tokens is None else counted.prompt_tokens
-        counts = Counts(prompt, counted.cached_tokens, self._tap.output_tokens)
+        # What is charged is the most of what was counted and seen; told is the backend's own count of a whole answer.
+        whole = self._tap.finish and counted.output_tokens
+        counts = Counts(prompt, counted.cached_tokens, whole or self._tap.output_tokens)
         if self._stream is not None:
             return self._stream.end(counts)
         body, self._held = b"".join(self._held), []
