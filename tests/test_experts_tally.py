@@ -304,6 +304,41 @@ def test_counters_know_no_requests_and_no_tokens_apart_from_choices() -> None:
     assert (found.requests, found.n_experts_per_token, found.layers[0].frequencies) == (None, None, [])
 
 
+def test_looks_at_a_counter_are_not_as_many_requests() -> None:
+    ratios, alarms = [], 0
+    for study in range(40):
+        one, rng = SeenExperts("moe", None, "counted", drift=0.001), np.random.default_rng(study)
+        for day in (-1, 0):
+            for second in range(0, 2400, 5):
+                if second % 30 == 0:  # so long an answer takes, and its tokens choose alike
+                    leaning_LE = np.stack([rng.dirichlet(30 * p_E) for p_E in even()])
+                counts_LE = np.stack([rng.multinomial(60, p_E) for p_E in leaning_LE])
+                one.add(range(LAYERS), counts_LE, tokens=60, at_s=NOON + day * DAY_S + second)
+        found = told(one)
+        assert found.drift is not None
+        assert found.drift_by_chance is not None
+        ratios.append(found.drift / found.drift_by_chance)
+        alarms += bool(found.alarms)
+    assert np.mean(ratios) == pytest.approx(1, abs=0.15)
+    assert alarms <= 2
+
+
+@given(st.lists(st.lists(st.integers(0, 30), min_size=6, max_size=6), min_size=1, max_size=5))
+def test_looks_of_one_minute_are_as_one(looks: list[list[int]]) -> None:
+    apart, whole = (SeenExperts("moe", None, "counted") for _ in range(2))
+    for index, flat in enumerate(looks):
+        apart.add([0, 1], np.reshape(flat, (2, 3)), tokens=5, at_s=NOON + index)
+    whole.add([0, 1], np.reshape(np.sum(looks, axis=0), (2, 3)), tokens=0, at_s=NOON)
+    for one in (apart, whole):
+        one.add([0, 1], [[3, 2, 1], [1, 2, 3]], tokens=5, at_s=NOON + 120)
+    found, expected = told(apart, NOON + 120), told(whole, NOON + 120)
+    assert [layer.shares for layer in found.layers] == [layer.shares for layer in expected.layers]
+    assert apart._seen is not None
+    assert whole._seen is not None
+    for mine, theirs in zip(apart._seen.whole.arrays(), whole._seen.whole.arrays(), strict=True):
+        assert mine.tolist() == theirs.tolist()
+
+
 @pytest.mark.parametrize("wrong", [[[1, -1]], [[0, 0]], [1, 2], [[1, np.nan]], [[1, 2], [3, 4]], [[]]])
 def test_what_is_no_count_is_left_out(wrong: Any) -> None:
     one = seen()

@@ -66,16 +66,22 @@ class Sums:
         one, two, three = (np.zeros((n_layers, n_experts)) for _ in range(3))
         return cls(one, two, three, np.zeros(n_layers), np.zeros(n_layers))
 
-    def add(self, choices_LE: Floats, tokens: int) -> None:
-        """One request."""
+    def add(self, choices_LE: Floats, tokens: int, joined_LE: Floats | None = None) -> None:
+        """One request. `joined_LE`: more of the one that was added last, which had chosen these."""
         all_L = choices_LE.sum(axis=1)
         self.choices_LE += choices_LE
         self.squares_LE += choices_LE**2
         self.products_LE += choices_LE * all_L[:, None]
         self.all_L += all_L
         self.all_squares_L += all_L**2
-        self.requests += 1
         self.tokens += tokens
+        if joined_LE is None:
+            self.requests += 1
+            return
+        before_L = joined_LE.sum(axis=1)
+        self.squares_LE += 2 * choices_LE * joined_LE
+        self.products_LE += choices_LE * before_L[:, None] + joined_LE * all_L[:, None]
+        self.all_squares_L += 2 * all_L * before_L
 
     def plus(self, other: Sums) -> Sums:
         """Both together."""
@@ -179,14 +185,25 @@ class Gathered:
         """None so far."""
         return cls(layers, n_experts, Sums.of(len(layers), n_experts), since_s=at_s, until_s=at_s)
 
-    def add(self, choices_LE: Floats, tokens: int, key: str, language: str, at_s: float) -> None:
-        """One request. The clock is believed as it is now: days long gone by it, or yet to come, are dropped."""
+    def add(
+        self,
+        choices_LE: Floats,
+        tokens: int,
+        key: str,
+        language: str,
+        at_s: float,
+        joined_LE: Floats | None = None,
+    ) -> None:
+        """One request, or more of the last one, which had chosen `joined_LE` on this day.
+
+        The clock is believed as it is now: days long gone by it, or yet to come, are dropped.
+        """
         today = int(at_s // DAY_S)
         for day in [day for day in self.days if not today - DAYS < day <= today + 1]:
             del self.days[day]
         shape = (len(self.layers), self.n_experts)
         for sums in (self.whole, self.days.setdefault(today, Sums.of(*shape))):
-            sums.add(choices_LE, tokens)
+            sums.add(choices_LE, tokens, joined_LE)
         for groups, name in ((self.keys, key), (self.languages, language)):
             if name:
                 group = _group(groups, name, shape)

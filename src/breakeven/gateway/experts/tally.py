@@ -40,6 +40,7 @@ UNSURE = 0.05
 """Of alarms of imbalance, as many as chance alone may raise where nothing is above the bound."""
 BEFORE = 7
 """Days that the last one is held against."""
+MINUTE_S = 60
 ALARM_FROM = 2.0
 """Times what chance makes of it, below which a drift is no alarm."""
 
@@ -64,6 +65,8 @@ class SeenExperts:
         self._seen: Gathered | None = None
         self._cpu_s: float | None = None
         self._engine_cpu_s: float | None = None
+        self._minute: tuple[int, Floats] | None = None
+        """The last minute of an engine that counts by itself, and what it counted in it."""
         self._note = ""
         """Why counting began anew."""
 
@@ -79,6 +82,8 @@ class SeenExperts:
     ) -> None:
         """One request, or what an engine counted between two looks. `at_s`: Unix time.
 
+        A request is many looks long, so looks of one minute are taken as one: what is independent must be apart.
+
         What is no matrix of counts for these layers is left out. Another model's shape begins everything anew.
         """
         counts_LE = np.asarray(choices_LE, dtype=np.float64)
@@ -89,7 +94,12 @@ class SeenExperts:
         seen = self._of_shape(tuple(layers), counts_LE.shape[1], at_s)
         if seen.n_experts > counts_LE.shape[1]:
             counts_LE = np.pad(counts_LE, ((0, 0), (0, seen.n_experts - counts_LE.shape[1])))
-        seen.add(counts_LE, tokens, key, language, at_s)
+        minute, joined_LE = int(at_s // MINUTE_S), None
+        if self.source == "counted":
+            if self._minute is not None and self._minute[0] == minute and self._minute[1].shape == counts_LE.shape:
+                joined_LE = self._minute[1]
+            self._minute = (minute, counts_LE if joined_LE is None else joined_LE + counts_LE)
+        seen.add(counts_LE, tokens, key, language, at_s, joined_LE)
 
     def _of_shape(self, layers: tuple[int, ...], n_experts: int, at_s: float) -> Gathered:
         seen = self._seen
@@ -101,7 +111,7 @@ class SeenExperts:
             if seen.n_experts == n_experts:
                 return seen
         if seen is not None:
-            self._note = "Another model's routing came, so counting began anew."
+            self._note, self._minute = "Another model's routing came, so counting began anew.", None
         self._seen = Gathered.of(layers, n_experts, at_s)
         return self._seen
 
@@ -243,14 +253,17 @@ class SeenExperts:
     def _caveats(self, seen: Gathered) -> list[str]:
         told = [self._note] if self._note else []
         if not seen.whole.enough():
-            what = "looks" if self.source == "counted" else "requests"
+            what = "minutes" if self.source == "counted" else "requests"
             told.append(
                 f"Only {seen.whole.requests:,} {what} and {seen.whole.tokens:,} tokens were seen, which tell as much "
                 f"as {seen.whole.like:.0f} of equal length, so shares are rough: {LEAST_REQUESTS} of equal length and "
                 f"{LEAST_TOKENS:,} tokens are needed for hot experts, drift and alarms."
             )
         if self.source == "counted":
-            told.append("Counted by the engine: a token counts once for each of its experts, and nobody tells whose.")
+            told.append(
+                "Counted by the engine: a token counts once for each of its experts, and nobody tells whose. What "
+                "chance makes of drift is told from minutes; requests that take longer make it more."
+            )
         return told
 
     # What is kept.
