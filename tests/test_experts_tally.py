@@ -133,20 +133,49 @@ def test_an_expert_is_hot_only_beyond_chance() -> None:
     assert [layer.hot for layer in told(one).layers] == [[0]] * LAYERS
 
 
-def test_unchanged_traffic_drifts_by_chance_and_raises_no_alarm() -> None:
+@pytest.mark.parametrize("uneven", [False, True])
+def test_unchanged_traffic_drifts_by_chance_and_raises_no_alarm(uneven: bool) -> None:
     alarms, ratios = 0, []
-    for study in range(100):
-        one, rng = seen(drift=0.001), np.random.default_rng(study)
-        p_LE = np.stack([rng.dirichlet(np.full(EXPERTS, 3.0)) for _ in range(LAYERS)])
+    for study in range(200):
+        one, rng = seen(drift=0.001, imbalance=1.3), np.random.default_rng(study)
+        p_LE = np.stack([rng.dirichlet(np.full(EXPERTS, 3.0)) for _ in range(LAYERS)]) if not uneven else even()
         for day in (-3, -2, -1, 0):
-            day_of(one, rng, p_LE, day)
+            # Most requests are short and some very long: those decide, and are few.
+            lengths = np.exp(rng.normal(4, 1.3, 60)).clip(5, 4096).astype(int) if uneven else [60] * 60
+            for tokens in lengths:
+                one.add(range(LAYERS), request(rng, p_LE, tokens), tokens=tokens, at_s=NOON + day * DAY_S)
         found = told(one)
-        assert found.drift is not None
-        assert found.drift_by_chance is not None
-        alarms += bool(found.alarms)
-        ratios.append(found.drift / found.drift_by_chance)
-    assert alarms <= 5
-    assert np.mean(ratios) == pytest.approx(1, abs=0.1)
+        alarms += found.watched["drift"] or (uneven and found.watched["imbalance"])
+        if found.drift is not None and found.drift_by_chance is not None:
+            ratios.append(found.drift / found.drift_by_chance)
+    assert alarms <= 10
+    assert len(ratios) == 200 if not uneven else len(ratios) > 20
+    assert np.mean(ratios) == pytest.approx(1, abs=0.15)
+
+
+def test_a_few_long_requests_among_short_ones_tell_little() -> None:
+    one, rng = seen(), np.random.default_rng(1)
+    for tokens in [10] * 100 + [4000] * 3:
+        one.add(range(LAYERS), request(rng, even(), tokens), tokens=tokens, key="a", at_s=NOON)
+    found = told(one)
+    assert (found.requests, found.hot) == (103, 0)
+    assert any("as much as 4 of equal length" in text for text in found.caveats)
+
+
+def test_what_chance_makes_of_short_requests_is_more() -> None:
+    ratios = []
+    for study in range(60):
+        one, rng = seen(), np.random.default_rng(study)
+        for index in range(240):
+            tokens = 15 if index % 3 == 0 else 300
+            one.add(
+                range(LAYERS), request(rng, even(), tokens), tokens=tokens, key="b" if index % 3 else "a", at_s=NOON
+            )
+        for group in told(one).keys:
+            assert group.apart is not None
+            assert group.apart_by_chance is not None
+            ratios.append(group.apart / group.apart_by_chance)
+    assert np.mean(ratios) == pytest.approx(1, abs=0.2)
 
 
 def test_traffic_that_changed_is_seen() -> None:
@@ -237,6 +266,18 @@ def test_an_alarm_of_imbalance_asks_for_more_than_chance() -> None:
     assert "expert 0 takes" in found.alarms[0]
 
 
+def test_an_alarm_of_imbalance_ends_with_what_it_tells_of() -> None:
+    rng = np.random.default_rng(2)
+    moved = np.array([[0.5, *[0.5 / 7] * 7]] * LAYERS)
+    one = seen(imbalance=3.0)
+    day_of(one, rng, moved, 0, n=300)
+    assert told(one).watched == {"imbalance": True}
+    day_of(one, rng, even(), 1)
+    found = told(one, NOON + DAY_S)
+    assert found.imbalance > 3.0  # of all days
+    assert found.watched == {"imbalance": False}
+
+
 def test_another_model_begins_anew_and_says_so() -> None:
     one = seen()
     one.add([0], [[3, 1]], tokens=2, at_s=NOON)
@@ -261,6 +302,41 @@ def test_counters_know_no_requests_and_no_tokens_apart_from_choices() -> None:
     one.add([0], [[3, 1]], tokens=4, at_s=NOON)
     found = told(one)
     assert (found.requests, found.n_experts_per_token, found.layers[0].frequencies) == (None, None, [])
+
+
+def test_looks_at_a_counter_are_not_as_many_requests() -> None:
+    ratios, alarms = [], 0
+    for study in range(40):
+        one, rng = SeenExperts("moe", None, "counted", drift=0.001), np.random.default_rng(study)
+        for day in (-1, 0):
+            for second in range(0, 2400, 5):
+                if second % 30 == 0:  # so long an answer takes, and its tokens choose alike
+                    leaning_LE = np.stack([rng.dirichlet(30 * p_E) for p_E in even()])
+                counts_LE = np.stack([rng.multinomial(60, p_E) for p_E in leaning_LE])
+                one.add(range(LAYERS), counts_LE, tokens=60, at_s=NOON + day * DAY_S + second)
+        found = told(one)
+        assert found.drift is not None
+        assert found.drift_by_chance is not None
+        ratios.append(found.drift / found.drift_by_chance)
+        alarms += bool(found.alarms)
+    assert np.mean(ratios) == pytest.approx(1, abs=0.15)
+    assert alarms <= 2
+
+
+@given(st.lists(st.lists(st.integers(0, 30), min_size=6, max_size=6), min_size=1, max_size=5))
+def test_looks_of_one_minute_are_as_one(looks: list[list[int]]) -> None:
+    apart, whole = (SeenExperts("moe", None, "counted") for _ in range(2))
+    for index, flat in enumerate(looks):
+        apart.add([0, 1], np.reshape(flat, (2, 3)), tokens=5, at_s=NOON + index)
+    whole.add([0, 1], np.reshape(np.sum(looks, axis=0), (2, 3)), tokens=0, at_s=NOON)
+    for one in (apart, whole):
+        one.add([0, 1], [[3, 2, 1], [1, 2, 3]], tokens=5, at_s=NOON + 120)
+    found, expected = told(apart, NOON + 120), told(whole, NOON + 120)
+    assert [layer.shares for layer in found.layers] == [layer.shares for layer in expected.layers]
+    assert apart._seen is not None
+    assert whole._seen is not None
+    for mine, theirs in zip(apart._seen.whole.arrays(), whole._seen.whole.arrays(), strict=True):
+        assert mine.tolist() == theirs.tolist()
 
 
 @pytest.mark.parametrize("wrong", [[[1, -1]], [[0, 0]], [1, 2], [[1, np.nan]], [[1, 2], [3, 4]], [[]]])

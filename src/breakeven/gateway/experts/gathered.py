@@ -4,16 +4,20 @@ Tokens of one request choose alike, so requests and not tokens are taken to be i
 kept that give a share its clustered variance. With c the choices of an expert by one request, n its choices in the
 layer, N = sum n and p = sum c / N:
 
-    variance of p = R / (R - 1) * (sum c^2 - 2 p sum cn + p^2 sum n^2) / N^2        R requests
+    variance of p = m / (m - 1) * (sum c^2 - 2 p sum cn + p^2 sum n^2) / N^2        m = N^2 / sum n^2
 
-(the ratio estimator of cluster sampling: Cochran, Sampling Techniques, 3rd edition, section 6.4). Two sets of requests
-are apart by their total variation distance, half the sum over experts of |p1 - p2|, mean over layers: the share of
-choices that would have to go elsewhere to make one the other. By chance it would be half the sum of
-sqrt(2 / pi) * sqrt(variance 1 + variance 2), the mean of a normal number's size.
+(the ratio estimator of cluster sampling: Cochran, Sampling Techniques, 3rd edition, section 6.4; m, the requests of
+equal length that would tell as much, is in place of their number, for among many short ones a few long ones decide).
+Two sets of requests are apart by their total variation distance, half the sum over experts of |p1 - p2|, mean over
+layers: the share of choices that would have to go elsewhere to make one the other. By chance it would be half the sum
+of sqrt(2 / pi) * sqrt(variance 1 + variance 2), the mean of a normal number's size.
 
-Pure: no clock and no socket. Memory: three numbers a cell in all and for each of 15 days, one for each of 33 keys and
-33 languages; of 128 layers of 512 experts 60 MB, of 48 of 128 6 MB.
+Of a key, or a language, choices alone are kept, which is a third of the memory. What chance makes of its R requests and
+N choices follows from all requests together, with q = 1 - p:
 
+    variance of p = p q / N + max(0, r) / (R m / all requests)        r = (sum (c - p n)^2 - N p q) / sum n^2
+
+that is the multinomial part of its own size and the part r that tokens of one request have in common.
 
 Pure: no clock, no socket, no file. Memory: three numbers a cell in all and for each of 15 days, one for each of 33 keys
 and 33 languages; of 128 layers of 512 experts 60 MB, of 48 of 128 6 MB.
@@ -32,7 +36,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 LEAST_REQUESTS = 20
-"""Fewer give no variance worth the name: neither drift nor who is apart is told."""
+"""Of equal length. Fewer give no variance worth the name: neither drift nor who is apart is told."""
 LEAST_TOKENS = 1000
 DAYS = 15
 """Days that are kept."""
@@ -62,16 +66,22 @@ class Sums:
         one, two, three = (np.zeros((n_layers, n_experts)) for _ in range(3))
         return cls(one, two, three, np.zeros(n_layers), np.zeros(n_layers))
 
-    def add(self, choices_LE: Floats, tokens: int) -> None:
-        """One request."""
+    def add(self, choices_LE: Floats, tokens: int, joined_LE: Floats | None = None) -> None:
+        """One request. `joined_LE`: more of the one that was added last, which had chosen these."""
         all_L = choices_LE.sum(axis=1)
         self.choices_LE += choices_LE
         self.squares_LE += choices_LE**2
         self.products_LE += choices_LE * all_L[:, None]
         self.all_L += all_L
         self.all_squares_L += all_L**2
-        self.requests += 1
         self.tokens += tokens
+        if joined_LE is None:
+            self.requests += 1
+            return
+        before_L = joined_LE.sum(axis=1)
+        self.squares_LE += 2 * choices_LE * joined_LE
+        self.products_LE += choices_LE * before_L[:, None] + joined_LE * all_L[:, None]
+        self.all_squares_L += 2 * all_L * before_L
 
     def plus(self, other: Sums) -> Sums:
         """Both together."""
@@ -87,19 +97,46 @@ class Sums:
         """Of each layer's choices; NaN for a layer without any."""
         return shares_of(self.choices_LE)
 
+    def spread_LE(self) -> Floats:
+        """Sum over requests of (c - p n)^2."""
+        p_LE = self.shares_LE()
+        spread_LE = self.squares_LE - 2 * p_LE * self.products_LE + p_LE**2 * self.all_squares_L[:, None]
+        found: Floats = np.maximum(spread_LE, 0.0)
+        return found
+
+    def like_L(self) -> Floats:
+        """By layer, how many requests of equal length would tell as much; NaN for a layer without any."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found: Floats = self.all_L**2 / self.all_squares_L
+        return found
+
+    @property
+    def like(self) -> float:
+        """The same of all layers; 0 for none."""
+        like_L = self.like_L()
+        return float(np.nanmean(like_L)) if np.isfinite(like_L).any() else 0.0
+
     def variance_LE(self) -> Floats:
         """Of the shares, requests being independent; NaN below two requests."""
         if self.requests < 2:
             return np.full_like(self.choices_LE, np.nan)
-        p_LE, all_L1 = self.shares_LE(), self.all_L[:, None]
-        spread_LE = self.squares_LE - 2 * p_LE * self.products_LE + p_LE**2 * self.all_squares_L[:, None]
+        m_L1, all_L1 = self.like_L()[:, None], self.all_L[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
-            variance: Floats = np.maximum(spread_LE, 0.0) / all_L1**2 * (self.requests / (self.requests - 1))
+            variance: Floats = self.spread_LE() / all_L1**2 * np.where(m_L1 > 1, m_L1 / (m_L1 - 1), np.inf)
         return variance
+
+    def part_variance_LE(self, choices_LE: Floats, requests: int) -> Floats:
+        """Of the shares of some of the requests, or of others like them; `requests` as many as tell as much."""
+        p_LE = self.shares_LE()
+        chance_LE = p_LE * (1 - p_LE)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            common_LE = (self.spread_LE() - self.all_L[:, None] * chance_LE) / self.all_squares_L[:, None]
+            variance: Floats = chance_LE / choices_LE.sum(axis=1, keepdims=True)
+        return variance + np.maximum(common_LE, 0.0) / (requests * self.like / self.requests)
 
     def enough(self) -> bool:
         """Whether it can be held against others."""
-        return self.requests >= LEAST_REQUESTS and self.tokens >= LEAST_TOKENS
+        return self.like >= LEAST_REQUESTS - 1e-6 and self.tokens >= LEAST_TOKENS
 
 
 def shares_of(choices_LE: Floats) -> Floats:
@@ -148,14 +185,25 @@ class Gathered:
         """None so far."""
         return cls(layers, n_experts, Sums.of(len(layers), n_experts), since_s=at_s, until_s=at_s)
 
-    def add(self, choices_LE: Floats, tokens: int, key: str, language: str, at_s: float) -> None:
-        """One request. The clock is believed as it is now: days long gone by it, or yet to come, are dropped."""
+    def add(
+        self,
+        choices_LE: Floats,
+        tokens: int,
+        key: str,
+        language: str,
+        at_s: float,
+        joined_LE: Floats | None = None,
+    ) -> None:
+        """One request, or more of the last one, which had chosen `joined_LE` on this day.
+
+        The clock is believed as it is now: days long gone by it, or yet to come, are dropped.
+        """
         today = int(at_s // DAY_S)
         for day in [day for day in self.days if not today - DAYS < day <= today + 1]:
             del self.days[day]
         shape = (len(self.layers), self.n_experts)
         for sums in (self.whole, self.days.setdefault(today, Sums.of(*shape))):
-            sums.add(choices_LE, tokens)
+            sums.add(choices_LE, tokens, joined_LE)
         for groups, name in ((self.keys, key), (self.languages, language)):
             if name:
                 group = _group(groups, name, shape)

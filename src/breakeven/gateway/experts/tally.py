@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Self
 
 import numpy as np
@@ -35,8 +36,11 @@ HOT = 2.0
 """Times the mean; an expert surely above is hot."""
 SURE = 1.96
 """Standard errors on one side of a 95 % interval."""
+UNSURE = 0.05
+"""Of alarms of imbalance, as many as chance alone may raise where nothing is above the bound."""
 BEFORE = 7
 """Days that the last one is held against."""
+MINUTE_S = 60
 ALARM_FROM = 2.0
 """Times what chance makes of it, below which a drift is no alarm."""
 
@@ -61,6 +65,8 @@ class SeenExperts:
         self._seen: Gathered | None = None
         self._cpu_s: float | None = None
         self._engine_cpu_s: float | None = None
+        self._minute: tuple[int, Floats] | None = None
+        """The last minute of an engine that counts by itself, and what it counted in it."""
         self._note = ""
         """Why counting began anew."""
 
@@ -76,6 +82,8 @@ class SeenExperts:
     ) -> None:
         """One request, or what an engine counted between two looks. `at_s`: Unix time.
 
+        A request is many looks long, so looks of one minute are taken as one: what is independent must be apart.
+
         What is no matrix of counts for these layers is left out. Another model's shape begins everything anew.
         """
         counts_LE = np.asarray(choices_LE, dtype=np.float64)
@@ -86,7 +94,12 @@ class SeenExperts:
         seen = self._of_shape(tuple(layers), counts_LE.shape[1], at_s)
         if seen.n_experts > counts_LE.shape[1]:
             counts_LE = np.pad(counts_LE, ((0, 0), (0, seen.n_experts - counts_LE.shape[1])))
-        seen.add(counts_LE, tokens, key, language, at_s)
+        minute, joined_LE = int(at_s // MINUTE_S), None
+        if self.source == "counted":
+            if self._minute is not None and self._minute[0] == minute and self._minute[1].shape == counts_LE.shape:
+                joined_LE = self._minute[1]
+            self._minute = (minute, counts_LE if joined_LE is None else joined_LE + counts_LE)
+        seen.add(counts_LE, tokens, key, language, at_s, joined_LE)
 
     def _of_shape(self, layers: tuple[int, ...], n_experts: int, at_s: float) -> Gathered:
         seen = self._seen
@@ -98,7 +111,7 @@ class SeenExperts:
             if seen.n_experts == n_experts:
                 return seen
         if seen is not None:
-            self._note = "Another model's routing came, so counting began anew."
+            self._note, self._minute = "Another model's routing came, so counting began anew.", None
         self._seen = Gathered.of(layers, n_experts, at_s)
         return self._seen
 
@@ -124,7 +137,7 @@ class SeenExperts:
         worst = max(layers, key=lambda layer: layer.imbalance)
         drift = None if drift_L is None else float(np.nanmean(drift_L))
         chance = None if chance_L is None else float(np.nanmean(chance_L))
-        alarms, watched = self._alarms(seen, worst, drift, chance)
+        alarms, watched = self._alarms(seen, now_s, drift, chance)
         return BackendExperts(
             backend=self.backend,
             model=self.model,
@@ -190,37 +203,41 @@ class SeenExperts:
         each = float(whole.all_L.max()) / whole.tokens
         return round(each) if abs(each - round(each)) < 1e-3 and round(each) > 0 else None
 
-    def _drift_L(self, seen: Gathered, now_s: float) -> tuple[Floats | None, Floats | None]:
-        """By layer: the last day against the week before it, and what chance makes of that."""
-        today = int(now_s // DAY_S)
-        last, first = seen.days.get(today), today
+    def _lately(self, seen: Gathered, now_s: float) -> tuple[Sums | None, int]:
+        """The last day, with the one before where it has little, and the first of the two; None: too little."""
+        first = int(now_s // DAY_S)
+        last = seen.days.get(first)
         if last is None or not last.enough():
-            first = today - 1
+            first -= 1
             before = seen.days.get(first)
             last = before if last is None else last if before is None else last.plus(before)
+        return (last if last is not None and last.enough() else None), first
+
+    def _drift_L(self, seen: Gathered, now_s: float) -> tuple[Floats | None, Floats | None]:
+        """By layer: the last day against the week before it, and what chance makes of that."""
+        last, first = self._lately(seen, now_s)
         week: Sums | None = None
         for day in range(first - BEFORE, first):
             if (one := seen.days.get(day)) is not None:
                 week = one if week is None else week.plus(one)
-        if last is None or week is None or not (last.enough() and week.enough()):
+        if last is None or week is None or not week.enough():
             return None, None
         drift_L = apart_L(last.shares_LE(), week.shares_LE())
         return drift_L, by_chance_L(last.variance_LE(), week.variance_LE())
 
     def _alarms(
-        self, seen: Gathered, worst: LayerSeen, drift: float | None, chance: float | None
+        self, seen: Gathered, now_s: float, drift: float | None, chance: float | None
     ) -> tuple[list[str], dict[str, bool]]:
         alarms: list[str] = []
         watched: dict[str, bool] = {}
         if self.imbalance is not None:
-            row = seen.layers.index(worst.layer)
-            busiest = int(np.argmax(worst.shares))
-            error = float(np.sqrt(np.nan_to_num(seen.whole.variance_LE()[row, busiest], nan=np.inf)))
-            surely = (worst.shares[busiest] - SURE * error) * seen.n_experts
-            watched["imbalance"] = seen.whole.enough() and surely > self.imbalance
-            if watched["imbalance"]:
+            # What is so now: an alarm ends when what it tells of has ended. Where little comes, all there is.
+            told = _surely_above(self._lately(seen, now_s)[0] or seen.whole, self.imbalance)
+            watched["imbalance"] = told is not None
+            if told is not None:
+                row, busiest, times = told
                 alarms.append(
-                    f"layer {worst.layer}'s expert {busiest} takes {worst.imbalance:.3g} times the mean "
+                    f"layer {seen.layers[row]}'s expert {busiest} takes {times:.3g} times the mean "
                     f"(bound {self.imbalance:g})"
                 )
         if self.drift is not None:
@@ -236,13 +253,17 @@ class SeenExperts:
     def _caveats(self, seen: Gathered) -> list[str]:
         told = [self._note] if self._note else []
         if not seen.whole.enough():
-            what = "looks" if self.source == "counted" else "requests"
+            what = "minutes" if self.source == "counted" else "requests"
             told.append(
-                f"Only {seen.whole.requests:,} {what} and {seen.whole.tokens:,} tokens were seen, so shares are rough: "
-                f"{LEAST_REQUESTS} and {LEAST_TOKENS:,} are needed for drift and alarms."
+                f"Only {seen.whole.requests:,} {what} and {seen.whole.tokens:,} tokens were seen, which tell as much "
+                f"as {seen.whole.like:.0f} of equal length, so shares are rough: {LEAST_REQUESTS} of equal length and "
+                f"{LEAST_TOKENS:,} tokens are needed for hot experts, drift and alarms."
             )
         if self.source == "counted":
-            told.append("Counted by the engine: a token counts once for each of its experts, and nobody tells whose.")
+            told.append(
+                "Counted by the engine: a token counts once for each of its experts, and nobody tells whose. What "
+                "chance makes of drift is told from minutes; requests that take longer make it more."
+            )
         return told
 
     # What is kept.
@@ -289,13 +310,13 @@ def _layers(seen: Gathered, per_token: int | None, drift_L: Floats | None, chanc
     error_LE = np.sqrt(whole.variance_LE())
     with np.errstate(divide="ignore", invalid="ignore"):
         bits_LE = np.where(shares_LE > 0, shares_LE * np.log(shares_LE), 0.0)
+    sure = whole.enough()
     entropy_L = -bits_LE.sum(axis=1) / np.log(n_experts) if n_experts > 1 else np.ones(len(shares_LE))
     found = []
     for row, layer in enumerate(seen.layers):
         shares_E = shares_LE[row]
         dead = np.flatnonzero(shares_E == 0) if whole.all_L[row] / n_experts >= DEAD_FROM else np.array([], np.intp)
-        # Without a variance nothing is sure, and a comparison with NaN says so.
-        hot = np.flatnonzero(shares_E - SURE * error_LE[row] > HOT / n_experts)
+        hot = np.flatnonzero(shares_E - SURE * error_LE[row] > HOT / n_experts) if sure else np.array([], np.intp)
         drift = None if drift_L is None or np.isnan(drift_L[row]) else float(drift_L[row])
         chance = None if drift is None or chance_L is None else float(chance_L[row])
         found.append(
@@ -314,17 +335,34 @@ def _layers(seen: Gathered, per_token: int | None, drift_L: Floats | None, chanc
     return found
 
 
+def _surely_above(sums: Sums, bound: float) -> tuple[int, int, float] | None:
+    """Layer, expert and times the mean of the busiest of those that chance does not lift above `bound`; None: none.
+
+    Among all experts of all layers one looks busy by chance alone: the margin is that of all of them together
+    (Bonferroni).
+    """
+    if not sums.enough():
+        return None
+    n_cells, n_experts = sums.choices_LE.size, sums.choices_LE.shape[1]
+    margin = NormalDist().inv_cdf(1 - UNSURE / 2 / n_cells)
+    times_LE = np.nan_to_num(sums.shares_LE()) * n_experts
+    surely_LE = times_LE - margin * n_experts * np.sqrt(np.nan_to_num(sums.variance_LE(), nan=np.inf))
+    passed_LE = np.where(surely_LE > bound, times_LE, 0.0)
+    row, expert = divmod(int(passed_LE.argmax()), n_experts)
+    return (row, expert, float(times_LE[row, expert])) if passed_LE[row, expert] else None
+
+
 def _told(groups: Mapping[str, Group], whole: Sums) -> list[GroupSeen]:
-    """By tokens, most first. A group's variance is the whole's for as many requests of the same kind."""
-    variance_LE = whole.variance_LE()
+    """By tokens, most first, each against all others."""
     found = []
     for name, group in groups.items():
         rest = whole.requests - group.requests
         apart = chance = None
-        if min(rest, group.requests) >= LEAST_REQUESTS and group.tokens >= LEAST_TOKENS:
-            others_LE = shares_of(whole.choices_LE - group.choices_LE)
-            apart = float(np.nanmean(apart_L(shares_of(group.choices_LE), others_LE)))
-            of_group, of_rest = (variance_LE * whole.requests / n for n in (group.requests, rest))
+        if min(rest, group.requests) * whole.like >= LEAST_REQUESTS * whole.requests and group.tokens >= LEAST_TOKENS:
+            others_LE = whole.choices_LE - group.choices_LE
+            apart = float(np.nanmean(apart_L(shares_of(group.choices_LE), shares_of(others_LE))))
+            of_group = whole.part_variance_LE(group.choices_LE, group.requests)
+            of_rest = whole.part_variance_LE(others_LE, rest)
             chance = float(np.nanmean(by_chance_L(of_group, of_rest)))
         found.append(
             GroupSeen(name=name, requests=group.requests, tokens=group.tokens, apart=apart, apart_by_chance=chance)
