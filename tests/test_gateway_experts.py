@@ -1,4 +1,4 @@
-"""Requests whose experts are looked at: from the file to what the admin page says, with real engines and played ones."""
+"""Requests whose experts are looked at: from the file to the admin page, with real engines and played ones."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ import msgspec
 import numpy as np
 import psutil
 import pytest
+from breakeven.engines.inside.routed import ReadRouting, RoutingReader
 from gateway_serve_fixtures import Gateway, ask, question, serving, wait
 from gateway_swap_fixtures import described
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.engines.inside.routed import ReadRouting, RoutingReader
 from breakeven.engines.source import parse_source
 from breakeven.engines.start import weights_of
 from breakeven.errors import EngineError, UserError
@@ -72,6 +72,12 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 LAYERS, EXPERTS, USED = 4, 8, 2
 FILES = Path("/proc/self/fd")
 pytestmark = pytest.mark.skipif(not FILES.is_dir(), reason="descriptors are counted as Linux lists them")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is seen is kept there: each test begins with nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 # The file.
@@ -527,8 +533,7 @@ class Watching:
 
     @property
     def seen(self) -> Any:
-        found = self.part._looks["b"].seen.report(1e9)
-        return found
+        return self.part._looks["b"].seen.report(1e9)
 
     async def until(self, done: Callable[[], object]) -> None:
         for _ in range(2000):
@@ -548,6 +553,8 @@ class Watching:
 def templates(request: Request) -> Scene:
     """An engine's own template; of what says so it fails."""
     body = json.loads(request.body)
+    if not isinstance(body, dict):
+        return whole(b"{}", status=400)
     if body.get("fails"):
         return whole(b'{"error": "no"}', status=500)
     if body.get("odd"):
@@ -572,7 +579,7 @@ def chat(content: str = "Hello?", **more: Any) -> dict[str, Any]:
     return {"model": "m", "messages": [{"role": "user", "content": content}], **more}
 
 
-async def test_a_chat_is_read_in_its_engines_template_with_its_answer(line: Line) -> None:
+def test_a_chat_is_read_in_its_engines_template_with_its_answer(line: Line) -> None:
     async def scenario(w: Watching) -> None:
         w.give(chat(), key="anna", language="de")
         w.give({"model": "m", "prompt": "Once"}, b'{"choices": [{"text": " upon a time"}]}', TEXT)
@@ -587,12 +594,12 @@ async def test_a_chat_is_read_in_its_engines_template_with_its_answer(line: Line
         assert "de" in [each.name for each in seen.languages]
         assert any("loading its weights" in text for text in seen.caveats)
 
-    await watched(line, scenario, tokens=64)
+    asyncio.run(watched(line, scenario, tokens=64))
 
 
-async def test_what_cannot_be_read_is_skipped_by_reason_and_the_rest_goes_on(line: Line) -> None:
+def test_what_cannot_be_read_is_skipped_by_reason_and_the_rest_goes_on(line: Line) -> None:
     async def scenario(w: Watching) -> None:
-        for asked in (chat(fails=True), chat(odd=True), b"no json"):
+        for asked in (chat(fails=True), chat(odd=True), b"[]"):
             w.give(asked)
         w.give(chat(content=[{"type": "image_url", "image_url": {"url": "data:"}}]))  # type: ignore[arg-type]
         for prompt in ([1, 2, 3], ["a", "b"], None):
@@ -607,10 +614,10 @@ async def test_what_cannot_be_read_is_skipped_by_reason_and_the_rest_goes_on(lin
         w.handing.tell()
         await w.until(lambda: w.seen.skipped.get(FULL) == 1)
 
-    await watched(line, scenario)
+    asyncio.run(watched(line, scenario))
 
 
-async def test_a_long_line_is_bounded_and_told(line: Line) -> None:
+def test_a_long_line_is_bounded_and_told(line: Line) -> None:
     async def scenario(w: Watching) -> None:
         w.give(chat())
         await w.until(lambda: w.readers and w.readers[0].texts)
@@ -624,10 +631,10 @@ async def test_a_long_line_is_bounded_and_told(line: Line) -> None:
         await w.until(lambda: w.seen.requests + w.seen.skipped[LINE_FULL] == MOST_WAITING + 12)
         assert MOST_WAITING + 1 <= w.seen.requests <= MOST_WAITING + 2
 
-    await watched(line, scenario)
+    asyncio.run(watched(line, scenario))
 
 
-async def test_looking_keeps_to_its_share_of_the_cpu(line: Line) -> None:
+def test_looking_keeps_to_its_share_of_the_cpu(line: Line) -> None:
     async def scenario(w: Watching) -> None:
         w.give(chat())
         await w.counted(1, {})
@@ -647,10 +654,10 @@ async def test_looking_keeps_to_its_share_of_the_cpu(line: Line) -> None:
         w.give(chat())
         await w.counted(4, {look.TO_KEEP_ITS_SHARE: 2})
 
-    await watched(line, scenario)
+    asyncio.run(watched(line, scenario))
 
 
-async def test_weights_are_let_go_of_with_their_engine_and_when_nobody_needs_them(line: Line) -> None:
+def test_weights_are_let_go_of_with_their_engine_and_when_nobody_needs_them(line: Line) -> None:
     async def scenario(w: Watching) -> None:
         w.give(chat())
         await w.counted(1, {})
@@ -673,10 +680,10 @@ async def test_weights_are_let_go_of_with_their_engine_and_when_nobody_needs_the
         await w.counted(3, {})
         assert w.readers[2].weights == Path("other.gguf")
 
-    await watched(line, scenario)
+    asyncio.run(watched(line, scenario))
 
 
-async def test_weights_that_cannot_be_looked_at_are_said_and_tried_again_later(line: Line) -> None:
+def test_weights_that_cannot_be_looked_at_are_said_and_tried_again_later(line: Line) -> None:
     async def scenario(w: Watching) -> None:
         w.give(chat())
         await w.counted(1, {})
@@ -693,10 +700,10 @@ async def test_weights_that_cannot_be_looked_at_are_said_and_tried_again_later(l
         await w.counted(2, {look.UNREADABLE: 2})
         assert w.part.troubles() == []
 
-    await watched(line, scenario)
+    asyncio.run(watched(line, scenario))
 
 
-async def test_a_reload_goes_on_with_its_sums_and_new_bounds(line: Line) -> None:
+def test_a_reload_goes_on_with_its_sums_and_new_bounds(line: Line) -> None:
     async def first(w: Watching) -> None:
         w.give(chat())
         await w.counted(1, {})
@@ -706,11 +713,11 @@ async def test_a_reload_goes_on_with_its_sums_and_new_bounds(line: Line) -> None
         w.give(chat())
         await w.until(lambda: w.seen is not None and w.seen.requests == 2)
 
-    await watched(line, first)
-    await watched(line, second, imbalance=1.5)
+    asyncio.run(watched(line, first))
+    asyncio.run(watched(line, second, imbalance=1.5))
 
 
-async def test_a_reader_that_comes_up_after_the_end_is_let_go_of(line: Line) -> None:
+def test_a_reader_that_comes_up_after_the_end_is_let_go_of(line: Line) -> None:
     made = threading.Event()
 
     async def scenario(w: Watching) -> None:
@@ -725,14 +732,17 @@ async def test_a_reader_that_comes_up_after_the_end_is_let_go_of(line: Line) -> 
         await w.until(lambda: not w.part._line and w.part._thread._work_queue.empty())
         await asyncio.sleep(0.05)
 
-    with ScriptedServer("ok", pages={"/apply-template": templates}) as server:
-        w = Watching(server.port, line[1], line[2])
-        task = asyncio.create_task(w.part.run())
-        await scenario(w)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        made.set()
-        await w.until(lambda: w.readers and w.readers[0].closed)
+    async def main() -> None:
+        with ScriptedServer("ok", pages={"/apply-template": templates}) as server:
+            w = Watching(server.port, line[1], line[2])
+            task = asyncio.create_task(w.part.run())
+            await scenario(w)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            made.set()
+            await w.until(lambda: w.readers and w.readers[0].closed)
+
+    asyncio.run(main())
 
 
 def test_an_engines_time_is_that_of_its_family_and_goes_on_with_the_next_engine() -> None:
@@ -770,8 +780,9 @@ def test_a_real_engines_requests_are_read_as_they_are(tmp_path: Path) -> None:
     with serving(tmp_path / "gateway", plan) as gateway:
         texts = []
         for stream in (False, True):
-            body = {"model": "toy", "messages": [{"role": "user", "content": "Which way?"}], "max_tokens": 24}
-            reply = ask(gateway.url, {**body, "stream": stream, "temperature": 0}, headers={"x-breakeven-language": "en"})
+            body: dict[str, Any] = {"model": "toy", "messages": [{"role": "user", "content": "Which way?"}]}
+            body |= {"stream": stream, "temperature": 0, "max_tokens": 24}
+            reply = ask(gateway.url, body, headers={"x-breakeven-language": "en"})
             assert reply.status == 200, reply.body
             texts.append("user: Which way?\nassistant: " + read(reply.body).text)
         reply = ask(gateway.url, {"model": "toy", "prompt": "Once upon", "max_tokens": 24, "temperature": 0}, TEXT)
@@ -890,7 +901,7 @@ def _unix_sockets(pid: int) -> int:
     inodes = set()
     for text in Path("/proc/net/unix").read_text().splitlines()[1:]:
         inodes.add(text.split()[6])
-    links = [os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir()]
+    links = [str(one.readlink()) for one in Path(f"/proc/{pid}/fd").iterdir()]
     return sum(link.startswith("socket:[") and link[8:-1] in inodes for link in links)
 
 
@@ -903,7 +914,7 @@ def test_workers_have_a_socket_more_and_never_numpy(tmp_path: Path) -> None:
             if observe:
                 backend["experts"] = {"observe": "100%"}
             with serving(tmp_path / str(observe), {"backends": [backend]}) as gateway:
-                wait(lambda: len(gateway.workers()) == 1, "no worker accepts")  # noqa: B023 (it is waited for here)
+                wait(lambda: len(gateway.workers()) == 1, "no worker accepts")
                 assert ask(gateway.url, question("one", "far")).status == 200
                 (worker,) = gateway.workers()
                 assert "numpy" not in Path(f"/proc/{worker}/maps").read_text()

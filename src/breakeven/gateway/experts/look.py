@@ -69,7 +69,7 @@ class SkippedError(Exception):
     """A request that is not looked at; the text is the reason."""
 
 
-class Routed(NamedTuple):
+class RoutedRequest(NamedTuple):
     """What one request chose: layers, choices (L, E) by layer and expert, tokens."""
 
     layers: Sequence[int]
@@ -256,7 +256,9 @@ class BackendLook:
 
     # One request, in a thread apart.
 
-    def looked_at(self, note: Handed, asked: bytes, answer: bytes, engine: EngineLoaded | None, key: str) -> Routed:
+    def looked_at(
+        self, note: Handed, asked: bytes, answer: bytes, engine: EngineLoaded | None, key: str
+    ) -> RoutedRequest:
         """What it chose. `engine`: as `check` gave it; `key`: what that asks for. Raises SkippedError."""
         with self.own_time():
             if engine is None:
@@ -271,7 +273,7 @@ class BackendLook:
             self.trouble = ""
             return found
 
-    def _returned(self, answer: bytes) -> Routed:
+    def _returned(self, answer: bytes) -> RoutedRequest:
         if self._shape is None:
             self._shape = _shape_of(self.plan.model)
         try:
@@ -283,14 +285,16 @@ class BackendLook:
             self.trouble = f"it returns no routing with its answers; start its engine with {RETURN_FLAG}"
             raise SkippedError(NOT_RETURNED)
         self.trouble = ""
-        return Routed(found.layers, found.choices_LE, found.tokens)
+        return RoutedRequest(found.layers, found.choices_LE, found.tokens)
 
-    def _read(self, note: Handed, asked: bytes, answer: bytes, engine: EngineLoaded, key: str) -> Routed:
+    def _read(self, note: Handed, asked: bytes, answer: bytes, engine: EngineLoaded, key: str) -> RoutedRequest:
         """Prompt and answer, read again. Raises SkippedError, BreakevenError and OSError."""
         if any(mark in asked for mark in PICTURES):
             raise SkippedError(HAS_PICTURES)
         text = _rendered(engine.port, key, asked) if note.endpoint == CHAT else _prompt_of(asked)
         text += read(answer, thoughts=True).text
+        if not text:
+            raise SkippedError(NOT_TEXT)
         reader = self._reader
         if reader is None:
             assert engine.weights is not None
@@ -300,9 +304,12 @@ class BackendLook:
             if self._closed:  # while it loaded
                 self.let_go()
                 raise SkippedError(GONE)
-        found = reader.read(text[: LETTERS_A_TOKEN * self.experts.tokens])
+        try:
+            found = reader.read(text[: LETTERS_A_TOKEN * self.experts.tokens])
+        except UserError:  # nothing of it is a token
+            raise SkippedError(UNREADABLE) from None
         self.cpu_s += found.cpu_s
-        return Routed(found.layers, found.choices_LE, found.tokens)
+        return RoutedRequest(found.layers, found.choices_LE, found.tokens)
 
 
 def _rendered(port: int, key: str, asked: bytes) -> str:

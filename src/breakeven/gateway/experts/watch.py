@@ -81,8 +81,10 @@ class ExpertsWatch:
         loop.add_reader(number, self.take)
         try:
             while True:
+                # Not wait_for, which in Python 3.11 loses a cancellation that comes together with a request.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._there.wait(), TICK_S)
+                    async with asyncio.timeout(TICK_S):
+                        await self._there.wait()
                 self._there.clear()
                 self._tend()
                 while self._line:

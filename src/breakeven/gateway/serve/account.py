@@ -277,12 +277,13 @@ def record_of(
     if score is not None:
         record.predicted_ttft_s, record.predicted_tpot_s = score.ttft_s, score.tpot_s
         record.predicted_usd = score.usd
-    if leg.kept is not None and leg.status < 400:
+    prompts = forward.home.plan.log.prompts
+    if leg.kept is not None and leg.status < 400 and (forward.experiment or prompts):
         answer = leg.kept.answer()
         record.refusal = answer.refusal
         if forward.group:
             record.answer_hash = answer.digest
-        if forward.home.plan.log.prompts:
+        if prompts:
             record.request_body = forward.request_body.decode(errors="replace")
             record.response_body = answer.text
     return record, charged

@@ -231,9 +231,7 @@ class Watcher:
         def engine_of(name: str) -> EngineLoaded | None:
             return None if self.swapper is None else self.swapper.engines.get(name)
 
-        self.looking = ExpertsWatch(
-            self.now.plan, self._looks, engine_of=engine_of, key_of=self.block.engine_key
-        )
+        self.looking = ExpertsWatch(self.now.plan, self._looks, engine_of=engine_of, key_of=self.block.engine_key)
         try:
             await self.looking.run()
         finally:
@@ -244,9 +242,7 @@ class Watcher:
         now_s = time.time()
         if (looking := self.looking) is None:
             return ExpertsSeen(version=__version__, time_s=now_s, backends=[])
-        return ExpertsSeen(
-            version=__version__, time_s=now_s, backends=looking.report(now_s), asked=looking.asked
-        )
+        return ExpertsSeen(version=__version__, time_s=now_s, backends=looking.report(now_s), asked=looking.asked)
 
     async def _follow_keys(self, path: Path) -> None:
         """What is revoked does not open the page any more either."""
