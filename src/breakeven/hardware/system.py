@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, MutableMapping
+from collections.abc import Callable, Collection, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -189,6 +189,81 @@ def unix_socket(path: str, timeout_s: float) -> socket.socket:
         one.close()
         raise
     return one
+
+
+def memory_file(name: str, pieces: Iterable[bytes]) -> int:
+    """A descriptor of a file that has no place, holds these bytes, and is gone with its last descriptor.
+
+    In memory on Linux, where `name` is seen in lists of open files; elsewhere a temporary one without a name. Whoever
+    asks closes it. Raises OSError.
+    """
+    if sys.platform == "linux" and hasattr(os, "memfd_create"):
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    else:
+        import tempfile
+
+        with tempfile.TemporaryFile(buffering=0) as file:
+            fd = os.dup(file.fileno())
+    try:
+        for piece in pieces:
+            left = memoryview(piece)
+            while len(left):
+                left = left[os.write(fd, left) :]
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def memory_file_bytes(fd: int) -> bytes:
+    """All that such a file holds, wherever its other owners stand in it. Raises OSError."""
+    if sys.platform == "win32":
+        raise OSError("this system hands no files from process to process")
+    left, parts = os.fstat(fd).st_size, list[bytes]()
+    while left > 0 and (part := os.pread(fd, left, sum(map(len, parts)))):
+        parts.append(part)
+        left -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def message_line(most_bytes: int) -> tuple[socket.socket, socket.socket]:
+    """Two ends of a line of whole messages between processes of ours: who sends, who receives. Neither ever waits.
+
+    What stands in it unread takes about `most_bytes`, without the files that come along. Raises OSError.
+    """
+    if sys.platform == "win32":
+        raise OSError("this system hands no files from process to process")
+    sending, receiving = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    for one in (sending, receiving):
+        one.setblocking(False)
+    sending.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, most_bytes)
+    return sending, receiving
+
+
+def send_message(to: socket.socket, said: bytes, fd: int | None) -> None:
+    """Send through such a line, with a copy of this descriptor. Raises OSError, BlockingIOError where it is full."""
+    if sys.platform == "win32":
+        raise OSError("this system hands no files from process to process")
+    if fd is None:
+        to.send(said)
+    else:
+        socket.send_fds(to, [said], [fd])
+
+
+def next_message(one: socket.socket, most_bytes: int) -> tuple[bytes, int | None]:
+    """The next message of such a line and its descriptor, which is the caller's to close; None: it has none.
+
+    Raises BlockingIOError where there is no message, OSError.
+    """
+    if sys.platform == "win32":
+        raise OSError("this system hands no files from process to process")
+    said, fds, _, _ = socket.recv_fds(one, most_bytes, 1)
+    for fd in fds[1:]:  # room is made for one, which the kernel rounds up
+        os.close(fd)
+    if not fds:
+        return said, None
+    os.set_inheritable(fds[0], False)
+    return said, fds[0]
 
 
 def cache_home() -> Path:

@@ -189,6 +189,13 @@ def _share(value: object) -> object:
     return share
 
 
+def _share_above_0(value: object) -> object:
+    share = _share(value)
+    if not share:
+        raise ValueError(f"{SHARE}, above 0")
+    return share
+
+
 def _floor(value: object) -> object:
     return _share(value) if isinstance(value, str) else value
 
@@ -288,6 +295,7 @@ Rate = Annotated[float, read_by(lambda value: _parsed(parse_rate, value, RATE))]
 Seconds = Annotated[float, read_by(_duration)]
 SecondsAbove0 = Annotated[float, read_by(_above_0_s)]
 Share = Annotated[float, read_by(_share)]
+ShareAbove0 = Annotated[float, read_by(_share_above_0)]
 Growth = Annotated[float, read_by(_growth)]
 Memory = Annotated[int, read_by(lambda value: _parsed(parse_bytes, value, MEMORY))]
 Power = Annotated[float, read_by(_power)]

@@ -178,12 +178,14 @@ class Model:
         gpu_layers: int = -1,
         numbers: Mapping[str, int] | None = None,
         vocab_only: bool = False,
+        repack: bool = True,
         on_share: Callable[[float], None] = lambda share: None,
     ) -> None:
         """Load with llama.cpp's defaults (mapped file, repacking), drafting blocks only if asked for.
 
         `gpu_layers`: -1 for all; 0 leaves a GPU alone altogether. `numbers`: metadata read as these whole numbers, not
-        as the file has it. `vocab_only`: no weights, so nothing can be computed. `on_share` is told how much is loaded.
+        as the file has it. `vocab_only`: no weights, so nothing can be computed. `repack` false: weights stay where
+        they are mapped, shared with whoever reads the file; products are slower. `on_share` is told how much is loaded.
         Raises EngineError when it cannot be loaded.
         """
         self.library = library
@@ -192,6 +194,7 @@ class Model:
         params = library.llama_model_default_params()
         params.load_mtp = mtp
         params.vocab_only = vocab_only
+        params.use_extra_bufts = repack
         params.n_gpu_layers = gpu_layers
         # A list that ends at once, as for `--device none`: else a GPU without layers still multiplies long prompts.
         nothing = (c.c_void_p * 1)(None)
@@ -346,9 +349,9 @@ class Context:
         pointer = self._library.llama_get_logits_ith(self.address, 0)
         return np.ctypeslib.as_array(pointer, (n, self._model.n_vocab))
 
-    def clear(self) -> None:
-        """Forget every position."""
-        self._library.llama_memory_clear(self._library.llama_get_memory(self.address), True)
+    def clear(self, *, wipe: bool = True) -> None:
+        """Forget every position; `wipe`: overwrite what was kept of them too, which takes time and changes nothing."""
+        self._library.llama_memory_clear(self._library.llama_get_memory(self.address), wipe)
 
     def close(self) -> None:
         """Free the context."""

@@ -110,6 +110,14 @@ _INT32 = 26
 _INT32_BYTES = 4
 
 
+def routed_layer(node: int) -> int | None:
+    """The layer whose choice of experts a node is, by its name `ffn_moe_topk-<layer>`; None for any other node."""
+    if c.string_at(node + _NAME_OFFSET, len(_ROUTED)) != _ROUTED:
+        return None
+    number = c.string_at(node + _NAME_OFFSET)[len(_ROUTED) :]
+    return int(number) if number.isdigit() else None
+
+
 class RoutingObserver:
     """Keeps the ids of the experts chosen, layer by layer, batch by batch.
 
@@ -126,15 +134,13 @@ class RoutingObserver:
         self._seen.clear()
 
     def __call__(self, node: int, ask: bool) -> bool:
-        """Observe the nodes `ffn_moe_topk-<layer>` and no other."""
-        if c.string_at(node + _NAME_OFFSET, len(_ROUTED)) != _ROUTED:
-            return not ask
-        number = c.string_at(node + _NAME_OFFSET)[len(_ROUTED) :]
-        if not number.isdigit() or int(number) in self._seen:
+        """Observe the nodes that choose and no other."""
+        layer = routed_layer(node)
+        if layer is None or layer in self._seen:
             return not ask
         if not ask:
-            self._seen.add(int(number))
-            self.batches.setdefault(int(number), []).append(read_ids(self._library, node))
+            self._seen.add(layer)
+            self.batches.setdefault(layer, []).append(read_ids(self._library, node))
         return True
 
 

@@ -15,6 +15,8 @@ what was kept: a refusal shows at the beginning, two answers that agree that far
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from breakeven.gateway.experiment.assign import answer_digest
@@ -89,22 +91,24 @@ class SaidAnswer(msgspec.Struct, frozen=True):
 
 
 class Kept:
-    """The beginning of one answer's bytes."""
+    """The beginning of one answer's bytes. `observed`: whoever looks at experts wants them; `cut`: there was more."""
 
-    __slots__ = ("_left", "_parts")
+    __slots__ = ("_left", "cut", "observed", "pieces")
 
-    def __init__(self, most: int = KEEP_BYTES) -> None:
-        self._left, self._parts = most, list[bytes]()
+    def __init__(self, most: int = KEEP_BYTES, *, observed: bool = False) -> None:
+        self._left, self.observed, self.cut = most, observed, False
+        self.pieces: list[bytes] = []
 
     def add(self, data: bytes) -> None:
         """A piece, as it came from the backend."""
         if self._left > 0:
-            self._parts.append(data[: self._left])
-            self._left -= len(data)
+            self.pieces.append(data[: self._left])
+        self.cut = self.cut or len(data) > self._left
+        self._left = max(0, self._left - len(data))
 
     def answer(self) -> SaidAnswer:
-        """What the kept bytes say."""
-        return read(b"".join(self._parts))
+        """What the kept bytes say, of which no more are read than are usually kept: equal answers stay equal."""
+        return read(b"".join(self.pieces)[:KEEP_BYTES])
 
 
 class _Part(msgspec.Struct):
@@ -115,6 +119,8 @@ class _Part(msgspec.Struct):
 class _Message(msgspec.Struct):
     content: str | list[_Part] | None = None
     refusal: str | None = None
+    reasoning_content: Any = None
+    """What it thought, where its engine tells that apart."""
 
 
 class _Choice(msgspec.Struct):
@@ -149,10 +155,11 @@ _decode = msgspec.json.Decoder(_Event).decode
 _TEXT_EVENTS = ("response.output_text.delta", "response.refusal.delta")
 
 
-def read(raw: bytes) -> SaidAnswer:
+def read(raw: bytes, *, thoughts: bool = False) -> SaidAnswer:
     """The answer in `raw`: one JSON object, or server-sent events, the last of which may be cut short.
 
-    Of several choices the first is taken. Never raises: what cannot be read has no text.
+    Of several choices the first is taken; `thoughts`: with what it thought before. Never raises: what cannot be read
+    has no text.
     """
     streamed = raw.lstrip()[:1] != b"{"
     pieces = events_of(raw) if streamed else [raw]
@@ -163,7 +170,7 @@ def read(raw: bytes) -> SaidAnswer:
             event = _decode(piece)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             continue
-        said, ended, declined = _said(event)
+        said, ended, declined = _said(event, thoughts)
         texts.append(said)
         finish = ended or finish
         refused = refused or declined
@@ -171,7 +178,7 @@ def read(raw: bytes) -> SaidAnswer:
     return SaidAnswer(text, is_refusal(text, finish) or refused, answer_digest(text) if text else "")
 
 
-def _said(event: _Event) -> tuple[str, str, bool]:
+def _said(event: _Event, thoughts: bool) -> tuple[str, str, bool]:
     """Text, finish reason, and whether the API itself says that it declined."""
     texts: list[str] = []
     finish, declined = event.stop_reason or "", False
@@ -182,6 +189,8 @@ def _said(event: _Event) -> tuple[str, str, bool]:
         texts.append(choice.text or "")
         for message in (choice.message, choice.delta):
             if message is not None:
+                if thoughts:
+                    texts.append(thought if isinstance(thought := message.reasoning_content, str) else "")
                 content = message.content
                 texts.append(content if isinstance(content, str) else _text(content))
                 texts.append(message.refusal or "")

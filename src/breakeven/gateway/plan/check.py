@@ -14,9 +14,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from breakeven.errors import UserError
+from breakeven.gateway.plan.experts import LOOKED_INTO, RETURN_FLAG, RETURNING, SILENT, ExpertsPlan
 from breakeven.gateway.plan.limits import ANY_PAGE
 from breakeven.gateway.plan.model import BackendPlan, ExperimentPlan, GatewayPlan, PolicyPlan
-from breakeven.gateway.plan.reach import value_of
+from breakeven.gateway.plan.reach import USUAL_ENDPOINTS, value_of
 from breakeven.wire.dialects import at_odds
 
 POLICY_NAMES = ("breakeven", "fastest", "cheapest", "spill", "weighted", "edge-first")
@@ -122,6 +123,8 @@ def _check_backend(place: str, plan: BackendPlan, environ: Mapping[str, str]) ->
     if (wrong := at_odds(plan.spoken)) is not None:
         raise UserError(f"{place}.{wrong[0]}: {wrong[1]}")
     _check_way(place, plan)
+    if plan.experts is not None:
+        _check_experts(place, plan, plan.experts)
     if plan.machine == "this":
         from breakeven.forecast.profiles import profile_named
 
@@ -154,6 +157,45 @@ def _check_way(place: str, plan: BackendPlan) -> None:
             f"{place}.proxy: found {plan.proxy!r}, an address that machines keep for themselves; set allow_link_local: "
             "true if it is meant"
         )
+
+
+def _check_experts(place: str, plan: BackendPlan, experts: ExpertsPlan) -> None:
+    """What is to be seen of its experts can be seen there."""
+    engine = (plan.local.engine if plan.local is not None else plan.engine or plan.dialect) or ""
+    place = f"{place}.experts"
+    if plan.is_api:
+        raise UserError(f"{place}: found beside an API's price, and hosts tell nothing of their experts; leave it out")
+    if plan.kind == "dense":
+        named = f" ({plan.model})" if plan.model else ""
+        raise UserError(f"{place}: found beside a dense model{named}, which routes nothing; leave it out")
+    if engine in SILENT:
+        raise UserError(
+            f"{place}: found beside {engine}, which tells nothing of its experts; leave it out, or serve the model by "
+            "llama.cpp, vllm or sglang"
+        )
+    if experts.observe is None:
+        if engine in LOOKED_INTO:
+            raise UserError(f"{place}.observe: missing; {engine} counts nothing by expert, so say observe: 1%")
+        if not plan.poll:
+            raise UserError(f"{place}.observe: missing beside poll: false, so nothing would be seen; say observe: 1%")
+        return
+    if engine not in LOOKED_INTO | RETURNING:
+        raise UserError(
+            f"{place}.observe: found beside no engine whose requests can be looked at; say engine: vllm or sglang, or "
+            "start a llama.cpp here by local:"
+        )
+    if engine in LOOKED_INTO and plan.local is None:
+        raise UserError(
+            f"{place}.observe: found beside a {engine} at a url, whose weights are not known here; start it here by "
+            "local:, or leave observe out"
+        )
+    if plan.local is not None and engine in RETURNING and RETURN_FLAG not in plan.local.arguments:
+        raise UserError(
+            f"{place}.observe: found, but {engine} returns no experts unless it is told to; add "
+            f"arguments: [{RETURN_FLAG}] to local"
+        )
+    if not set(USUAL_ENDPOINTS) & set(plan.endpoints):
+        raise UserError(f"{place}.observe: found, but only {' and '.join(USUAL_ENDPOINTS)} can be looked at")
 
 
 def _check_policy(place: str, plan: PolicyPlan, backends: Mapping[str, BackendPlan]) -> None:

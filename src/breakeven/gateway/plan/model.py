@@ -38,6 +38,7 @@ from breakeven.answer.study.values import (
     text,
     whole,
 )
+from breakeven.gateway.plan.experts import ExpertsPlan
 from breakeven.gateway.plan.limits import Limits, OriginName, PageOrigin
 from breakeven.gateway.plan.reach import (
     USUAL_ENDPOINTS,
@@ -170,6 +171,8 @@ class BackendPlan(FilePart):
     key_over_http: Flag = False
     """Only then may its key go to another machine without TLS."""
     timeouts: Timeouts = Timeouts()
+    experts: ExpertsPlan | None = None
+    """What is looked at of its experts while it serves; None: nothing."""
 
     @property
     def tls_files(self) -> TlsFiles:

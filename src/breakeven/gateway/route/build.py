@@ -12,15 +12,18 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.errors import UserError
+from breakeven.errors import UserError, complain, one_line
 from breakeven.forecast.asked import asked_model, model_on, profiles_for
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.run import policy_of
+from breakeven.gateway.experts.gathered import shares_of
+from breakeven.gateway.experts.kept import Kept, path_of, read_kept, unpacked
 from breakeven.gateway.plan.model import BackendPlan
 from breakeven.gateway.route.speed import GRAIN, Cell, Observed, SpeedTable
 from breakeven.gateway.route.view import Speed
 from breakeven.hardware.placement import AUTO, Placement
+from breakeven.model.architecture import ModelSpec, MoeFfn
 
 Floats = NDArray[np.float64]
 
@@ -29,6 +32,14 @@ READ_CONTEXT = 1024.0
 """Context of those who decode while a prompt is read; look-ups add what another one takes."""
 RATE_TOKENS = 512
 """Prompt tokens in a step from which to a full one the cost of one more is taken, and the length of such prompts."""
+MIN_TOKENS = 10_000
+"""Tokens whose routing was seen from which it is believed. Of fewer, chance makes an even routing look uneven, so that
+too few experts seem to be touched: by B p exp(-B p) / 2N of all experts, with B sequences, N tokens and each expert
+taken by a share p. At the worst B that is 0.3 / (p N) of those touched: 0.1 % for 8 of 256 experts. Tokens of a request
+choose alike; were 20 of them worth one, 2 %, within the error of any step model."""
+
+Measured = tuple[tuple[float, ...], ...]
+"""Share of tokens that use each expert, by layer that routes."""
 
 
 def speed_of(backend: BackendPlan) -> Speed:
@@ -47,6 +58,7 @@ def table_of(backend: BackendPlan) -> SpeedTable:
     """The table of a backend that names its model and machine. Raises UserError where it does not, or for unknown ones.
 
     A local engine's slots and context are its plan's; others run as many sequences as `slots`, or their engine's usual.
+    Where its experts are looked at the routing that was seen is predicted with, as it stands now.
     """
     local = backend.local
     model = backend.model or (local.model if local is not None else None)
@@ -61,7 +73,8 @@ def table_of(backend: BackendPlan) -> SpeedTable:
     try:
         kv = backend.kv or (local.kv if local is not None else None)
         lies = (local.placement if local is not None else None) or AUTO
-        made = _table(model, backend.machine, engine, name, backend.devices, slots, backend.context, kv, lies)
+        seen = _routing_seen(backend, model, name)
+        made = _table(model, backend.machine, engine, name, backend.devices, slots, backend.context, kv, lies, seen)
     except UserError as error:
         raise UserError(f"backend {backend.name}: {error}") from error
     # Each backend has its own answers, so its own usual length.
@@ -82,13 +95,71 @@ def _table(
     context: int | None,
     kv: str | None,
     placement: Placement,
+    frequencies: Measured | None,
 ) -> SpeedTable:
     asked = asked_model(model, format_name)
-    steps = model_on(asked, profiles_for([asked], machine, engine, devices)[0], devices, kv=kv, placement=placement)
+    profile = profiles_for([asked], machine, engine, devices)[0]
+    steps = model_on(asked, profile, devices, frequencies=frequencies, kv=kv, placement=placement)
     policy = policy_of(steps)
     if slots is not None:
         policy = replace(policy, max_sequences=slots, max_step_tokens=max(policy.max_step_tokens, slots))
     return table_from(steps, policy, min(context or MOST_CONTEXT, MOST_CONTEXT))
+
+
+def _routing_seen(backend: BackendPlan, model: str, format_name: str | None) -> Measured | None:
+    """What was seen of a backend's experts, where that is asked for and enough; None: its routing is taken as even.
+
+    A file that cannot be used is said and left, never a reason not to serve. Raises UserError for an unknown model.
+    """
+    if backend.experts is None:
+        return None
+    spec = asked_model(model, format_name).spec
+    if not spec.is_moe:
+        return None
+    try:
+        kept = read_kept(path_of(backend.name))
+        if kept is None:
+            return None
+        if kept.model not in (backend.model, model):
+            raise ValueError(f"it is of {kept.model or 'a model without a name'}, not of {model}")
+        return _frequencies(kept, spec)
+    except (OSError, ValueError, UserError) as error:
+        complain(
+            f"backend {backend.name}: what was seen of its experts is not predicted with, and its routing is taken as "
+            f"even: {one_line(str(error), 200)}"
+        )
+        return None
+
+
+def _frequencies(kept: Kept, spec: ModelSpec) -> Measured | None:
+    """By layer; one of which nothing was seen is taken as even. None: too few tokens. Raises ValueError for no fit."""
+    routing = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeFfn)]
+    most = max(ffn.n_experts_per_token for ffn in routing)
+    # Whoever counts tells no tokens, so that there one counts once for each of its experts.
+    if kept.tokens < MIN_TOKENS * (most if kept.source == "counted" else 1):
+        return None
+    if len(kept.layers) != len(routing) or kept.n_experts_per_token not in (None, most):
+        raise ValueError(
+            f"it has {len(kept.layers)} layers that route and {kept.n_experts_per_token or most} experts a token, "
+            f"where {spec.name} has {len(routing)} and {most}"
+        )
+    rows = [layer.frequencies for layer in kept.layers]
+    if not all(rows):
+        rows = np.nan_to_num(shares_of(unpacked(kept).whole.choices_LE)).tolist()
+    found = []
+    for ffn, row in zip(routing, rows, strict=True):
+        if len(row) > ffn.n_experts or not all(0 <= share <= 1 for share in row):
+            raise ValueError(
+                f"it has {len(row)} experts a layer, used by {min(row):.3g} to {max(row):.3g} of all tokens, where "
+                f"{spec.name} has {ffn.n_experts}"
+            )
+        # Where only the highest number seen told how many there are, those above it were not seen.
+        shares_E = np.pad(np.asarray(row), (0, ffn.n_experts - len(row)))
+        total = shares_E.sum()
+        even = ffn.n_experts_per_token / ffn.n_experts
+        used_E = shares_E / total * ffn.n_experts_per_token if total else np.full(ffn.n_experts, even)
+        found.append(tuple(np.minimum(used_E, 1.0).tolist()))
+    return tuple(found)
 
 
 def table_from(model: StepModel, policy: Policy, context: int = MOST_CONTEXT) -> SpeedTable:

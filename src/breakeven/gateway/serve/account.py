@@ -7,6 +7,8 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from breakeven.gateway.experiment.answer import Kept
+from breakeven.gateway.experts.hand import CUT, LOST, MOST_ASKED, PACKED, TOO_LARGE, Handed, Handing, Looking
 from breakeven.gateway.route.choose import score_of
 from breakeven.gateway.route.learned import USUAL_BYTES, measured
 from breakeven.gateway.route.speed import corrected, widened
@@ -116,6 +118,33 @@ def _time(forward: Forward, leg: Leg) -> None:
         slow = ask.tpot_s is not None and tpot_s is not None and tpot_s > ask.tpot_s
         if not late and not slow:
             lane.counted(GOOD)
+
+
+def hand_over(to: Handing, forward: Forward, leg: Leg) -> None:
+    """An answer that has ended, to whoever looks at the experts it took, where it is among those that are looked at."""
+    kept, looking = leg.kept, leg.lane.looking
+    if kept is None or looking is None or not kept.observed or leg.status >= 300:
+        return
+    try:
+        _hand_over(to, forward, leg, kept, looking)
+    except Exception:  # the request is over, and ends as it ended whatever becomes of a look at it
+        to.miss(leg.lane.name, LOST)
+
+
+def _hand_over(to: Handing, forward: Forward, leg: Leg, kept: Kept, looking: Looking) -> None:
+    backend = leg.lane.name
+    asked = leg.question.body() if looking.asked else b""
+    if leg.outcome != "answered":
+        to.miss(backend, CUT)
+    elif any(name == b"content-encoding" and value.strip().lower() != b"identity" for name, value in leg.head):
+        to.miss(backend, PACKED)
+    elif len(asked) > MOST_ASKED or (kept.cut and not looking.asked):
+        to.miss(backend, TOO_LARGE)
+    else:
+        note = Handed(
+            backend=backend, endpoint=leg.question.endpoint, key=forward.client.name, language=forward.language
+        )
+        to.give(note, asked, kept.pieces)
 
 
 class Taken(NamedTuple):
@@ -248,12 +277,13 @@ def record_of(
     if score is not None:
         record.predicted_ttft_s, record.predicted_tpot_s = score.ttft_s, score.tpot_s
         record.predicted_usd = score.usd
-    if leg.kept is not None and leg.status < 400:
+    prompts = forward.home.plan.log.prompts
+    if leg.kept is not None and leg.status < 400 and (forward.experiment or prompts):
         answer = leg.kept.answer()
         record.refusal = answer.refusal
         if forward.group:
             record.answer_hash = answer.digest
-        if forward.home.plan.log.prompts:
+        if prompts:
             record.request_body = forward.request_body.decode(errors="replace")
             record.response_body = answer.text
     return record, charged

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from math import ceil
 
 from breakeven.gateway.experiment import assign
+from breakeven.gateway.experts.hand import Handing, language_of
 from breakeven.gateway.guard import HedgeBudget
 from breakeven.gateway.keys.entry import KeyEntry, Keys
 from breakeven.gateway.keys.windows import Windows
@@ -18,7 +19,7 @@ from breakeven.gateway.route.choose import NOT_SERVED, choose
 from breakeven.gateway.route.learned import MOST_BYTES, held
 from breakeven.gateway.route.view import Ask, Choice, Speed
 from breakeven.gateway.seen.log import DecisionLog
-from breakeven.gateway.serve.account import answered, record_of, usd_of
+from breakeven.gateway.serve.account import answered, hand_over, record_of, usd_of
 from breakeven.gateway.serve.arms import Arms
 from breakeven.gateway.serve.ask import FREE, Asked, BadAskError, Client, asks, new_ask, read_body
 from breakeven.gateway.serve.course import Course
@@ -41,7 +42,7 @@ from breakeven.gateway.translate.said import CannotTranslateError
 from breakeven.wire.message import Request, Responder
 
 TTFT_HEADER, TPOT_HEADER, USD_HEADER = b"x-breakeven-ttft-ms", b"x-breakeven-tpot-ms", b"x-breakeven-max-usd"
-SESSION_HEADER = b"x-breakeven-session"
+SESSION_HEADER, LANGUAGE_HEADER = b"x-breakeven-session", b"x-breakeven-language"
 OURS = b"x-breakeven-"
 USUAL_LINE = PolicyPlan(model="", backends=()).queue_size
 """Of a backend that stands in no policy and is reached by its own name alone."""
@@ -62,9 +63,14 @@ class Desk:
         worker: int,
         entries: Sequence[KeyEntry] | None,
         log: DecisionLog | None,
+        handing: Handing | None = None,
     ) -> None:
-        """`speeds` by backend; `entries` None: no key is asked. Raises UserError for a backend's missing key."""
+        """`speeds` by backend; `entries` None: no key is asked; `handing`: to whoever looks at experts.
+
+        Raises UserError for a backend's missing key.
+        """
         self.plan, self.rows, self.block, self.worker, self.log = plan, rows, block, worker, log
+        self.handing = handing
         self.loop = asyncio.get_running_loop()
         self.dice = random.Random()
         lines: dict[str, int] = {}
@@ -146,12 +152,13 @@ class Desk:
             asked = asked or read_body(request.body)
             if path in FREE:
                 asked.prompt_bytes = asked.pictures = 0
-            ttft_ms = tpot_ms = usd = session = None
+            ttft_ms = tpot_ms = usd = session = language = None
             if [name for name, _ in request.headers if name.startswith(OURS)]:
                 ttft_ms = asks(TTFT_HEADER, request.header(TTFT_HEADER))
                 tpot_ms = asks(TPOT_HEADER, request.header(TPOT_HEADER))
                 usd = asks(USD_HEADER, request.header(USD_HEADER))
                 session = request.header(SESSION_HEADER)
+                language = request.header(LANGUAGE_HEADER)
         except BadAskError as error:
             say(responder, 400, str(error), "invalid_request")
             return
@@ -186,6 +193,8 @@ class Desk:
                 return
             spent = self.windows.spend(client.slot, entry.limits, unix_s, tokens, usd)
         forward = Forward(self, request, responder, client, asked, ask, policy, choice)
+        if language is not None:
+            forward.language = language_of(language)
         order = [self.lanes[index] for index in choice.order]
         course: Course[Lane, Leg] = Course(forward, order, policy.attempts, hedges=policy.hedge is not None)
         if policy.policy == NAMED and choice.reason == "only":
@@ -281,6 +290,8 @@ class Desk:
         if leg is not None:
             answered(forward, leg)
         record, charged = record_of(forward, course.asked, leg, status, error, self.kinds)
+        if leg is not None and self.handing is not None:
+            hand_over(self.handing, forward, leg)
         if forward.shadow_of:
             self.arms.copies.discard(course)
             if self.log is not None:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from math import ceil
 from typing import Literal, Protocol
 
+from breakeven.gateway.experiment.answer import Kept
+from breakeven.gateway.experts.hand import OBSERVED, observed
 from breakeven.gateway.guard import HedgeBudget, delay_s
 from breakeven.gateway.keys.windows import Spent
 from breakeven.gateway.plan.model import GatewayPlan, PolicyPlan
@@ -78,6 +80,7 @@ class Forward:
         "headers",
         "home",
         "id",
+        "language",
         "policy",
         "query",
         "queued_ns",
@@ -115,7 +118,7 @@ class Forward:
         self.spent: Spent | None = None
         self.queued_ns = self.sent_ns = 0
         self._timer: TimerHandle | None = None
-        self.experiment = self.arm = self.group = self.shadow_of = ""
+        self.experiment = self.arm = self.group = self.shadow_of = self.language = ""
 
     def begin(self, course: Course[Lane, Leg]) -> None:
         """Send it, or wait for a place."""
@@ -170,6 +173,9 @@ class Forward:
         """Counts it as under way there."""
         home = self.home
         leg = Leg(self, course, lane, home.line, keep=bool(self.experiment) or home.plan.log.prompts, hedge=hedge)
+        looking = lane.looking
+        if looking is not None and leg.question.endpoint in OBSERVED and observed(self.id, looking.share):
+            leg.kept, leg.question.adds = Kept(looking.keeps, observed=True), looking.adds
         if not self.sent_ns:
             self.sent_ns = leg.start_ns
         return leg

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from breakeven.errors import UserError
+from breakeven.gateway.experts.hand import looking_at
 from breakeven.gateway.guard import CODES, Breaker
 from breakeven.gateway.places import Gate, NextInLine, kept_places
 from breakeven.gateway.plan.limits import Limits
@@ -100,6 +101,7 @@ class Lane:
         "header",
         "key_columns",
         "lengths",
+        "looking",
         "model_raw",
         "name",
         "plan",
@@ -128,6 +130,7 @@ class Lane:
         self.header = (b"x-breakeven-backend", plan.name.encode())
         self.model_raw = msgspec.Raw(msgspec.json.encode(plan.served_model or plan.name))
         self.speech = Speech(plan, slot, block)
+        self.looking = looking_at(plan)
         self.upstream: HttpClient | None = None
         self.port = 0
         self._secret = secret_of(plan, block)

@@ -2,31 +2,39 @@
 
 Reading a plan needs pydantic, numpy and the step models; serving needs none of them. So a child reads, and hands over
 plain data: workers stay small, and a plan that is wrong, or kills whoever reads it, leaves the running gateway alone.
+The process that watches, which lives on, hears of a new one by a message.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import pickle
 import select
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from breakeven.errors import BreakevenError, NotSupportedError, UserError, complain
 from breakeven.gateway.keys.entry import KeyEntry
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.route.speed import Observed
 from breakeven.gateway.route.view import Speed
+from breakeven.gateway.shared.layout import Rows
 from breakeven.hardware.system import KILLED
 from breakeven.results.cost import Own
 from breakeven.wire import tls
 
 START_S = 120.0
 """How long the first reading may take; step models are prepared meanwhile."""
+SEND_S = 1.0
+"""How long the watching process may take to make room for a new plan; one that takes longer hangs."""
+_LENGTH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +44,31 @@ class ServedPlan:
     plan: GatewayPlan
     speeds: dict[str, Speed]
     keys: tuple[KeyEntry, ...] | None
+
+
+class NewPlan(NamedTuple):
+    """A plan that is served from now on, as the watching process hears of it."""
+
+    plan: GatewayPlan
+    keys: tuple[KeyEntry, ...] | None
+    rows: Rows
+
+
+def send_news(to: socket.socket, news: NewPlan) -> None:
+    """Tell the watching process. It may take its time: what is sent waits in the socket.
+
+    Raises OSError when it makes no room.
+    """
+    said = pickle.dumps(news)
+    to.settimeout(SEND_S)
+    to.sendall(len(said).to_bytes(_LENGTH, "big") + said)
+
+
+async def next_news(reader: asyncio.StreamReader) -> NewPlan:
+    """Wait for the next plan."""
+    length = int.from_bytes(await reader.readexactly(_LENGTH), "big")
+    news: NewPlan = pickle.loads(await reader.readexactly(length))
+    return news
 
 
 def load(read: Callable[[], GatewayPlan]) -> ServedPlan:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import math
-import re
 import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from breakeven.errors import BreakevenError, one_line
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
@@ -14,12 +13,20 @@ from breakeven.gateway.serve.lane import secret_of
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Count, Known, State, UnderWay
 from breakeven.wire.client import HttpClient
-from breakeven.wire.metrics import engine_numbers, lines_of
+from breakeven.wire.metrics import EXPERT_COUNTER, Cells, ExpertTokens, engine_numbers, expert_tokens
 from breakeven.wire.target import split_base
 
-EXPERT_TOKENS = re.compile(r"breakeven:expert_tokens_total\{([^{}]*)\} +(\S+)")
-"""How a backend reports the load of its experts. No engine does by itself (vLLM 0.32, llama.cpp b11434)."""
-_EXPERT = re.compile(r'(?:^|,)expert="(\d{1,4})"')
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+OnExperts = Callable[[str, Sequence[int], "NDArray[np.int64]", int], None]
+"""Told what a backend's engines counted since the last look: its name, the layers, choices (L, E), and tokens.
+
+How many experts a token takes no counter tells, so that a token counts once for each: the choices of the busiest layer.
+"""
+MOST_PAGE_BYTES = 8 << 20
+"""vLLM's page by expert: some 100 bytes for each of 61 layers and 256 experts, and each of its engines."""
 POLL_S = 1.0
 HEAL_S = 5.0
 SILENT = 3
@@ -30,10 +37,21 @@ MOST_REQUESTS = 1e6
 
 
 class Poller:
-    """One task a backend. It opens connections of its own, apart from the workers'."""
+    """One task a backend. It opens connections of its own, apart from the workers'.
 
-    def __init__(self, plan: GatewayPlan, slots: dict[str, int], block: SharedBlock) -> None:
+    `on_experts` is told what was counted of backends whose plan has `experts` and no share of requests to observe.
+    """
+
+    def __init__(
+        self, plan: GatewayPlan, slots: dict[str, int], block: SharedBlock, *, on_experts: OnExperts | None = None
+    ) -> None:
         self.plan, self.slots, self.block = plan, slots, block
+        self._on_experts = on_experts
+        self._counted = {
+            backend.name: ExpertCounter()
+            for backend in plan.backends
+            if on_experts is not None and backend.experts is not None and backend.experts.observe is None
+        }
         self.expert_load: dict[str, list[float]] = {}
         """Tokens routed to each expert, by backends that report it."""
         self.troubles: dict[str, str] = {}
@@ -89,7 +107,6 @@ class Poller:
             self.block.known.put(0, slot, Known.POLLED_S, 0.0)
             self.troubles[name] = one_line(f"{name}: its numbers cannot be read ({type(error).__name__}: {error})", 300)
             return False
-        self.troubles.pop(name, None)
         return numbers
 
     async def _look(self, client: HttpClient, slot: int, name: str) -> bool:
@@ -97,14 +114,14 @@ class Poller:
         known = self.block.known
         ours = self.block.load.total(slot, UnderWay.IN_FLIGHT)
         try:
-            status, body = await client.get("/metrics")
+            status, body = await client.get("/metrics", limit_bytes=MOST_PAGE_BYTES)
         except BreakevenError:
             known.put(0, slot, Known.UP, 0.0)
+            self.troubles.pop(name, None)
             return True
         known.put(0, slot, Known.UP, 1.0)
         page = body.decode(errors="replace") if status == 200 else ""
-        if load := expert_load(page):
-            self.expert_load[name] = load
+        self._look_at_experts(page, name)
         numbers = engine_numbers(page)
         if numbers is None or numbers.running is None:
             known.put(0, slot, Known.POLLED_S, 0.0)
@@ -116,6 +133,22 @@ class Poller:
         known.put(0, slot, Known.OURS_AT_POLL, max(ours, self.block.load.total(slot, UnderWay.IN_FLIGHT)))
         known.put(0, slot, Known.POLLED_S, time.monotonic())
         return True
+
+    def _look_at_experts(self, page: str, name: str) -> None:
+        try:
+            # Of thousands of lines no more is read than somebody wants.
+            told = expert_tokens(page) if name in self._counted or EXPERT_COUNTER in page else None
+        except ValueError as error:
+            self.troubles[name] = f"{name}: its page of numbers has {error}, so its experts are not counted"
+            return
+        self.troubles.pop(name, None)
+        if told is None:
+            return
+        if load := expert_load(told):
+            self.expert_load[name] = load
+        counter = self._counted.get(name)
+        if counter is not None and self._on_experts is not None and (found := counter.since(told)) is not None:
+            self._on_experts(name, *found)
 
     async def _heal(self) -> None:
         """Corrections of backends that nobody hears of fade: see `route.speed`."""
@@ -135,17 +168,57 @@ class Poller:
             await asyncio.sleep(HEAL_S)
 
 
-def expert_load(page: str) -> list[float]:
-    """Tokens routed to each expert since the start, added up over layers; empty where the page does not say."""
+def expert_load(told: ExpertTokens) -> list[float]:
+    """Tokens routed to each expert since the start, over layers and engines; empty where only a step is told."""
     tokens: dict[int, float] = {}
-    for line in lines_of(page):
-        if (found := EXPERT_TOKENS.match(line)) is None or (expert := _EXPERT.search(found[1])) is None:
-            continue
-        with contextlib.suppress(ValueError):
-            value = float(found[2])
-            if math.isfinite(value):
-                tokens[int(expert[1])] = tokens.get(int(expert[1]), 0.0) + max(0.0, value)
+    for cells in () if told.of_step else told.by_engine.values():
+        for (_, expert), value in cells.items():
+            tokens[expert] = tokens.get(expert, 0.0) + value
     return [tokens.get(expert, 0.0) for expert in range(max(tokens) + 1)] if tokens else []
+
+
+class ExpertCounter:
+    """What one backend's engines counted by layer and expert between two looks.
+
+    Of counters the differences are taken; where one of an engine's went back the engine has started anew, and counts
+    from zero. Of what stands for one step alone each look is a sample, weighted by its tokens: an estimate. An engine
+    that shows the same step as before has run none, and is left out. The first look counts nothing: what was before may
+    have been counted before. Layers and experts that were once told stay, so that the shape only grows.
+    """
+
+    def __init__(self) -> None:
+        self._last: ExpertTokens | None = None
+        self._layers: set[int] = set()
+        self._n_experts = 0
+
+    def since(self, told: ExpertTokens) -> tuple[list[int], NDArray[np.int64], int] | None:
+        """Layers, choices (L, E) and the choices of the busiest layer since the last look; None: there were none."""
+        import numpy as np
+
+        last, self._last = self._last, told
+        for layer, expert in (place for cells in told.by_engine.values() for place in cells):
+            self._layers.add(layer)
+            self._n_experts = max(self._n_experts, expert + 1)
+        if last is None or last.of_step != told.of_step:
+            return None
+        layers = sorted(self._layers)
+        row_of = {layer: row for row, layer in enumerate(layers)}
+        more_LE = np.zeros((len(layers), self._n_experts))
+        for engine, cells in told.by_engine.items():
+            for (layer, expert), value in _more(last.by_engine.get(engine, {}), cells, told.of_step).items():
+                more_LE[row_of[layer], expert] += value
+        choices_LE = np.rint(more_LE).astype(np.int64)
+        most = int(choices_LE.sum(axis=1).max())
+        return (layers, choices_LE, most) if most else None
+
+
+def _more(before: Cells, now: Cells, of_step: bool) -> Cells:
+    """What one engine counted since."""
+    if before == now:
+        return {}
+    if of_step or any(value < before.get(place, 0.0) for place, value in now.items()):
+        return now
+    return {place: value - before.get(place, 0.0) for place, value in now.items()}
 
 
 def _client(url: str, backend: BackendPlan, block: SharedBlock) -> HttpClient:

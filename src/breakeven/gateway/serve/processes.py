@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from breakeven.errors import UserError, complain
+from breakeven.gateway.experts.hand import Handing
 from breakeven.gateway.keys.store import follow
 from breakeven.gateway.seen.log import DecisionLog
 from breakeven.gateway.serve.desk import Desk
@@ -48,8 +49,12 @@ def run_worker(
     worker: int,
     listening: Sequence[socket.socket],
     ready: Callable[[], None],
+    looked_at: socket.socket | None = None,
 ) -> int:
-    """Serve on `listening` until SIGTERM; returns the exit status. `ready` is called once it accepts."""
+    """Serve on `listening` until SIGTERM; returns the exit status. `ready` is called once it accepts.
+
+    `looked_at`: where requests go whose experts are looked at; None: nobody's are.
+    """
     import uvloop
 
     # What the supervisor loaded lives as long as we do: the collector need not look at it again and again.
@@ -57,7 +62,7 @@ def run_worker(
     gc.freeze()
     # Requests leave no circles behind; what else does is collected between them, in `_serve`.
     gc.disable()
-    return uvloop.run(_serve(loaded, rows, block, worker, listening, ready))
+    return uvloop.run(_serve(loaded, rows, block, worker, listening, ready, looked_at))
 
 
 async def _serve(
@@ -67,10 +72,12 @@ async def _serve(
     worker: int,
     listening: Sequence[socket.socket],
     ready: Callable[[], None],
+    looked_at: socket.socket | None,
 ) -> int:
     plan = loaded.plan
     log = None if plan.log.directory is None else DecisionLog(plan.log.directory, worker, plan.log)
-    desk = Desk(plan, loaded.speeds, rows, block, worker, loaded.keys, log)
+    handing = None if looked_at is None else Handing(looked_at)
+    desk = Desk(plan, loaded.speeds, rows, block, worker, loaded.keys, log, handing)
     front = Front(desk)
     edge = HttpServer(front.handle, plan.limits, front.judge)
     loop = asyncio.get_running_loop()
@@ -133,5 +140,7 @@ def _tell(desk: Desk, edge: HttpServer, block: SharedBlock, worker: int) -> None
     if desk.log is not None:
         desk.log.tend()
         block.worker.put(worker, 0, Process.DROPPED, desk.log.dropped)
+    if desk.handing is not None:
+        desk.handing.tell()
     block.worker.put(worker, 0, Process.CONNECTIONS, edge.connections)
     block.worker.put(worker, 0, Process.UNDER_WAY, edge.under_way)

@@ -131,8 +131,8 @@ class Question:
     """
 
     __slots__ = (
-        "_asked", "_doubted", "_fields", "_headers", "_left_out", "_lessons", "_model", "_query", "_speech", "endpoint",
-        "turned",
+        "_asked", "_doubted", "_fields", "_headers", "_left_out", "_lessons", "_model", "_query", "_speech", "adds",
+        "endpoint", "turned",
     )  # fmt: skip
 
     def __init__(self, speech: Speech, model: msgspec.Raw, wanted: AskedFor, way: str) -> None:
@@ -146,12 +146,16 @@ class Question:
         self._left_out: list[str] = []
         self._lessons: tuple[Lesson, ...] = ()
         self._doubted = False
+        self.adds: Mapping[str, msgspec.Raw] = {}
+        """Fields of ours, which no client may be refused for."""
 
     def sent(self) -> Sent:
         """As it goes out now."""
         asked, endpoint = self._asked, self.endpoint
         if self.turned is not None:
             fields = self.turned.fields(self._model)
+            if self.adds:
+                fields = {**fields, **self.adds}
             own = [name for name in asked.fields if name in fields]
             sent = self._speech.sent(endpoint, self._headers, fields, own, self._lessons)
             sent = sent._replace(headers=self.turned.headers(sent.headers))  # behind what the operator says
@@ -159,6 +163,8 @@ class Question:
             sent = self._speech.sent_form(endpoint, self._headers, form_for(asked.form, self._model))
         else:
             fields = fields_for(asked, self._model, tell_usage=asked.streams and endpoint in WANTS_USAGE)
+            if self.adds:
+                fields = {**fields, **self.adds}
             sent = self._speech.sent(endpoint, self._headers, fields, asked.fields, self._lessons)
         self._fields, self._left_out = sent.fields, sent.left_out
         if self._query:
@@ -170,12 +176,19 @@ class Question:
         """Whether a refusal names a field that its backend can be asked without, as the next `sent` is."""
         if self.endpoint not in WANTS_USAGE:
             return False
+        if self.adds and status in (400, 422):
+            self.adds = {}
+            return True
         lesson = lesson_of(status, refusal, self._fields, clients=True)
         if lesson is None or lesson in self._lessons or (lesson.instead and self.endpoint != CHAT):
             return False
         self._lessons = (*self._lessons, lesson)
         self._doubted = self._doubted or may_repeat(body_of(self._fields))
         return True
+
+    def body(self) -> bytes:
+        """What was sent last, but for what only we asked for. Of a form: an empty object."""
+        return body_of({name: value for name, value in self._fields.items() if name not in self.adds})
 
     def went_well(self) -> None:
         """It was answered: what its refusals taught is true."""

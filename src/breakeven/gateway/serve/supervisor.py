@@ -17,17 +17,26 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from breakeven.errors import BreakevenError, UserError
+from breakeven.gateway.experts.hand import LINE_BYTES, looking_at
 from breakeven.gateway.keys.budgets import budget_path, load_budgets, save_budgets
 from breakeven.gateway.plan.check import check_reload
 from breakeven.gateway.plan.model import GatewayPlan
-from breakeven.gateway.serve.loading import PlanReading, Rereading, ServedPlan, only_certificates, renewed
+from breakeven.gateway.serve.loading import (
+    NewPlan,
+    PlanReading,
+    Rereading,
+    ServedPlan,
+    only_certificates,
+    renewed,
+    send_news,
+)
 from breakeven.gateway.serve.processes import run_worker
 from breakeven.gateway.serve.speech import forget_former
-from breakeven.gateway.serve.watcher import run_watcher, send_news
+from breakeven.gateway.serve.watcher import run_watcher
 from breakeven.gateway.shared.block import Shape, SharedBlock, Slots
 from breakeven.gateway.shared.layout import Global, Rows
 from breakeven.gateway.swap.types import prepare
-from breakeven.hardware.system import ServiceManager, allow_many_files, wait_signal
+from breakeven.hardware.system import ServiceManager, allow_many_files, message_line, wait_signal
 from breakeven.wire import tls
 
 assert sys.platform != "win32"  # `run` has said so
@@ -115,6 +124,8 @@ class Supervisor:
             self.machine = load_budgets(budget_path(plan.keys, plan.budgets), self.block, keys, self.rows.keys)
         prepare(plan, self.block, self.rows.backends)
         self.news, self._heard = socket.socketpair()
+        self._looked_at, self._looks = message_line(LINE_BYTES)
+        """Both ends stay here: what workers sent is there for the watching process that takes another's place."""
         self.generation = 0
         self._owed = Owed()
         self._told_s = 0.0
@@ -218,10 +229,10 @@ class Supervisor:
 
         def run() -> int:
             self.news.close()
+            self._looked_at.close()
             self.doors.leave(self.doors.admin)
-            return run_watcher(
-                self.loaded.plan, self.loaded.keys, self.rows, self.block, self.machine, self.doors.admin, self._heard
-            )
+            now = NewPlan(self.loaded.plan, self.loaded.keys, self.rows)
+            return run_watcher(now, self.block, self.machine, self.doors.admin, self._heard, self._looks)
 
         self.children.fork(None, WATCHER, self.generation, self.rows, run)
 
@@ -263,7 +274,11 @@ class Supervisor:
 
         def run() -> int:
             self.doors.leave(mine)
-            return run_worker(self.loaded, self.rows, self.block, worker, mine, ready)
+            self._looks.close()
+            looked_at = self._looked_at if any(map(looking_at, self.loaded.plan.backends)) else None
+            if looked_at is None:
+                self._looked_at.close()
+            return run_worker(self.loaded, self.rows, self.block, worker, mine, ready, looked_at)
 
         self.children.fork(worker, place, self.generation, self.rows, run)
         self.doors.open(place)
@@ -328,7 +343,7 @@ class Supervisor:
                 # Its engines go on, so it stays and hears of the new plan; one that takes nothing in hangs.
                 child.generation, child.rows = self.generation, rows
                 try:
-                    send_news(self.news, loaded.plan, loaded.keys, rows)
+                    send_news(self.news, NewPlan(loaded.plan, loaded.keys, rows))
                 except OSError:
                     kill(child.pid, signal.SIGKILL)
             else:

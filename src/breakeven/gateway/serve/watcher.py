@@ -9,35 +9,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import pickle
 import signal
 import socket
 import ssl
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from breakeven.errors import UserError, complain
+from breakeven.gateway.experts.hand import drop
+from breakeven.gateway.experts.report import ExpertsSeen
 from breakeven.gateway.keys.budgets import budget_path, save_budgets
-from breakeven.gateway.keys.entry import KeyEntry, Keys
+from breakeven.gateway.keys.entry import Keys
 from breakeven.gateway.keys.machines import SharedWindows
 from breakeven.gateway.keys.store import follow
 from breakeven.gateway.plan.limits import Limits
-from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.gateway.plan.reach import value_of
 from breakeven.gateway.seen.record import DecisionRecord
 from breakeven.gateway.seen.snapshot import ExperimentState, Snapshot, snapshot
+from breakeven.gateway.serve.loading import NewPlan, next_news
 from breakeven.gateway.serve.parts import PartsKeeper
 from breakeven.gateway.serve.poll import Poller
 from breakeven.gateway.serve.processes import beat
 from breakeven.gateway.shared.block import SharedBlock
-from breakeven.gateway.shared.layout import Global, Known, Process, Rows, State
+from breakeven.gateway.shared.layout import Global, Known, Process, State
 from breakeven.hardware.system import HANGUP
+from breakeven.version import __version__
 from breakeven.wire import tls
 from breakeven.wire.server import HttpServer
 
 if TYPE_CHECKING:
+    from breakeven.gateway.experts.watch import ExpertsWatch
+    from breakeven.gateway.swap.effects import EngineLoaded
     from breakeven.gateway.swap.watch import Swapper
 
 RECENT = 50
@@ -47,58 +51,32 @@ SAVE_S = 10.0
 CERTIFICATE_S = 3600.0
 CLOSE_S = 10.0
 """For what may wait for a network or a disk at the end."""
-SEND_S = 1.0
-"""How long the watching process may take to make room for a new plan; one that takes longer hangs."""
-_LENGTH = 8
 ADMIN_LIMITS = Limits(
     body_bytes=4 * 1024, header_bytes=16 * 1024, connections=64, read_s=10.0, unasked_s=5.0, idle_s=30.0
 )
 
 
-class NewPlan(NamedTuple):
-    """A plan that is served from now on."""
-
-    plan: GatewayPlan
-    keys: tuple[KeyEntry, ...] | None
-    rows: Rows
-
-
-def send_news(to: socket.socket, plan: GatewayPlan, keys: tuple[KeyEntry, ...] | None, rows: Rows) -> None:
-    """Tell the watching process. It may take its time: what is sent waits in the socket.
-
-    Raises OSError when it makes no room.
-    """
-    said = pickle.dumps(NewPlan(plan, keys, rows))
-    to.settimeout(SEND_S)
-    to.sendall(len(said).to_bytes(_LENGTH, "big") + said)
-
-
-async def next_news(reader: asyncio.StreamReader) -> NewPlan:
-    """Wait for the next plan."""
-    length = int.from_bytes(await reader.readexactly(_LENGTH), "big")
-    news: NewPlan = pickle.loads(await reader.readexactly(length))
-    return news
-
-
 def run_watcher(
-    plan: GatewayPlan,
-    keys: tuple[KeyEntry, ...] | None,
-    rows: Rows,
+    now: NewPlan,
     block: SharedBlock,
     machine: str,
     admin: Sequence[socket.socket],
     news: socket.socket,
+    looks: socket.socket,
 ) -> int:
-    """Watch until SIGTERM; returns the exit status. `news`: where new plans come from."""
+    """Watch until SIGTERM; returns the exit status.
+
+    `news`: where new plans come from; `looks`: where workers send requests whose experts are looked at.
+    """
     import uvloop
 
-    return uvloop.run(Watcher(NewPlan(plan, keys, rows), block, machine).run(admin, news))
+    return uvloop.run(Watcher(now, block, machine, looks).run(admin, news))
 
 
 class Watcher:
     """What the page shows and what the workers are told comes together here."""
 
-    def __init__(self, now: NewPlan, block: SharedBlock, machine: str) -> None:
+    def __init__(self, now: NewPlan, block: SharedBlock, machine: str, looks: socket.socket) -> None:
         """Nothing runs yet. `machine`: this machine's name among those that share limits."""
         self.now, self.block, self.machine = now, block, machine
         self.recent: list[DecisionRecord] = []
@@ -108,6 +86,8 @@ class Watcher:
         self.parts = PartsKeeper()
         self.poller = Poller(now.plan, now.rows.backends, block)
         self.swapper: Swapper | None = None
+        self.looking: ExpertsWatch | None = None
+        self._looks = looks
         self._shared: SharedWindows | None = None
         self._shown: ssl.SSLContext | None = None
         """What clients are shown, as far as this process knows."""
@@ -131,6 +111,8 @@ class Watcher:
         while not self._ending.is_set() and os.getppid() == supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), LOOK_S)
+            if not self.parts.runs("experts"):
+                drop(self._looks)  # of workers that still drain
         hearing.cancel()
         if os.getppid() != supervisor:
             await self._outlast_workers()
@@ -155,6 +137,8 @@ class Watcher:
         start = self.parts.start
         self.poller = Poller(plan, rows.backends, self.block)
         start("poller", self.poller.run)
+        if any(backend.experts is not None for backend in plan.backends):
+            start("experts", self._look_at_experts)
         if plan.log.directory is not None:
             start("decisions", self._follow)
             if plan.experiments:
@@ -239,6 +223,26 @@ class Watcher:
                     row = self.now.rows.backends[backend.name]
                     self.block.known.put(0, row, Known.STATE, State.UNLOADED)
                     self.block.known.put(0, row, Known.PORT, 0.0)
+
+    async def _look_at_experts(self) -> None:
+        """Which experts requests reach, of those that are looked at or counted."""
+        from breakeven.gateway.experts.watch import ExpertsWatch
+
+        def engine_of(name: str) -> EngineLoaded | None:
+            return None if self.swapper is None else self.swapper.engines.get(name)
+
+        self.looking = ExpertsWatch(self.now.plan, self._looks, engine_of=engine_of, key_of=self.block.engine_key)
+        try:
+            await self.looking.run()
+        finally:
+            self.looking = None
+
+    def experts_seen(self) -> ExpertsSeen:
+        """What was seen of them, of all backends."""
+        now_s = time.time()
+        if (looking := self.looking) is None:
+            return ExpertsSeen(version=__version__, time_s=now_s, backends=[])
+        return ExpertsSeen(version=__version__, time_s=now_s, backends=looking.report(now_s), asked=looking.asked)
 
     async def _follow_keys(self, path: Path) -> None:
         """What is revoked does not open the page any more either."""
@@ -343,8 +347,9 @@ class Watcher:
         secret = value_of(self.now.plan.admin_secret_env) or None
         handler = admin_handler(
             self._state,
-            lambda: render(self.block, self.now.plan, self.now.rows, self.parts.states()),
+            lambda: render(self.block, self.now.plan, self.now.rows, self.parts.states(), self.experts_seen()),
             secret,
+            experts=self.experts_seen,
             admits=self._admits,
         )
         return HttpServer(handler, ADMIN_LIMITS, takes_body)
@@ -361,6 +366,8 @@ class Watcher:
         warnings = [*self.warnings.values(), *redis, *self.parts.warnings(), *self.poller.troubles.values()]
         if self.swapper is not None:
             warnings += self.swapper.warnings
+        if self.looking is not None:
+            warnings += [*self.looking.alarms(), *self.looking.troubles()]
         plan, _, rows = self.now
         return snapshot(
             plan,
@@ -369,6 +376,7 @@ class Watcher:
             recent=reversed(self.recent),
             experiments=self.experiments,
             expert_load=self.poller.expert_load,
+            experts=self.experts_seen(),
             warnings=warnings,
             parts=self.parts.states(),
         )

@@ -72,7 +72,8 @@ WRITING = 0.5
 class EngineLoaded:
     """It answers on `port` of loopback, `load_s` seconds after its start, with `bytes` of memory (None: not told).
 
-    `open_at`: a path at which it answers whoever does not know its key; empty: none.
+    `open_at`: a path at which it answers whoever does not know its key; empty: none. `pid`: of the process that was
+    started, below which others may do the work. `weights`: the file that it reads; None: it reads a directory.
     """
 
     name: str
@@ -80,6 +81,8 @@ class EngineLoaded:
     load_s: float
     bytes: int | None
     open_at: str = ""
+    pid: int | None = None
+    weights: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +190,12 @@ class _Keeper(threading.Thread):
         if port is None:
             raise EngineError(f"{self.backend.name} says it listens at {running.backend.url}, which has no port")
         open_at = answers_strangers(running.backend.url)
-        self.tell(EngineLoaded(self.backend.name, port, running.backend.load_s or 0.0, _held(running), open_at))
+        backend = running.backend
+        self.tell(
+            EngineLoaded(
+                self.backend.name, port, backend.load_s or 0.0, _held(running), open_at, backend.pid, running.path
+            )
+        )
         return running
 
     def _watch(self, running: Running) -> None:

@@ -64,8 +64,9 @@ class Swapper:
         self._synthetic = [name for name, backend in backends.items() if is_synthetic(backend)]
         self._wanted_since: dict[str, float] = {}
         self._loading_since: dict[str, float] = {}
-        self._ports: dict[str, int] = {}
         self._open: dict[str, str] = {}
+        self.engines: dict[str, EngineLoaded] = {}
+        """Those that run, by backend."""
         self.failures: dict[str, str] = {}
         """Why an engine last failed, by backend; gone once it is loaded."""
         directory = logs or (plan.log.directory or cache_directory().parent) / "engines"
@@ -156,7 +157,7 @@ class Swapper:
             if row is None:
                 continue
             state = self._scheduler.state(name)
-            known.put(0, row, Known.PORT, self._ports.get(name, 0))
+            known.put(0, row, Known.PORT, self.engines[name].port if name in self.engines else 0)
             known.put(0, row, Known.PROGRESS, self._progress(name, now_s))
             known.put(0, row, Known.LOAD_S, self._scheduler.ready_in_s(name, now_s, demand))
             known.put(0, row, Known.STATE, state)  # last: once it reads READY, its port is there
@@ -176,8 +177,8 @@ class Swapper:
     def _hear(self, event: Event) -> None:
         now_s = self._clock()
         match event:
-            case EngineLoaded(name, port, load_s, held, open_at):
-                self._ports[name] = port
+            case EngineLoaded(name, _, load_s, held, open_at):
+                self.engines[name] = event
                 if open_at:
                     self._open[name] = open_at
                 self.failures.pop(name, None)
@@ -185,12 +186,12 @@ class Swapper:
             case EngineMeasured(name, held):
                 self._scheduler.measured(name, held)
             case EngineFailed(name, reason):
-                self._ports.pop(name, None)
+                self.engines.pop(name, None)
                 self._open.pop(name, None)
                 self.failures[name] = reason
                 self._scheduler.failed(name, now_s)
             case EngineUnloaded(name):
-                self._ports.pop(name, None)
+                self.engines.pop(name, None)
                 self._open.pop(name, None)
                 self._scheduler.unloaded(name, now_s)
                 if name not in self._scheduler.names and (row := self._rows.pop(name, None)) is not None:

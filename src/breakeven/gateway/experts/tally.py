@@ -1,0 +1,370 @@
+"""What is seen of one backend's experts, said: load by layer, drift since last week, who is apart, alarms.
+
+Pure but for `save` and `load`: no clock and no socket.
+
+Legend: L layers that route, E experts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import NormalDist
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from breakeven.gateway.experts.gathered import (
+    DAY_S,
+    LEAST_REQUESTS,
+    LEAST_TOKENS,
+    Floats,
+    Gathered,
+    Group,
+    Sums,
+    apart_L,
+    by_chance_L,
+    shares_of,
+)
+from breakeven.gateway.experts.kept import keep, read_kept, unpacked
+from breakeven.gateway.experts.report import BackendExperts, GroupSeen, LayerSeen, Source
+
+DEAD_FROM = 20
+"""Choices that an even spread would have sent to an expert before one without any is called dead."""
+HOT = 2.0
+"""Times the mean; an expert surely above is hot."""
+SURE = 1.96
+"""Standard errors on one side of a 95 % interval."""
+UNSURE = 0.05
+"""Of alarms of imbalance, as many as chance alone may raise where nothing is above the bound."""
+BEFORE = 7
+"""Days that the last one is held against."""
+MINUTE_S = 60
+ALARM_FROM = 2.0
+"""Times what chance makes of it, below which a drift is no alarm."""
+
+
+class SeenExperts:
+    """What is seen of one backend. `observe`: share that is looked at; `imbalance`, `drift`: bounds of alarms."""
+
+    def __init__(
+        self,
+        backend: str,
+        model: str | None,
+        source: Source,
+        *,
+        observe: float | None = None,
+        imbalance: float | None = None,
+        drift: float | None = None,
+    ) -> None:
+        """Nothing seen yet."""
+        self.backend, self.model, self.source = backend, model, source
+        self.observe, self.imbalance, self.drift = observe, imbalance, drift
+        self.skipped: dict[str, int] = {}
+        self._seen: Gathered | None = None
+        self._cpu_s: float | None = None
+        self._engine_cpu_s: float | None = None
+        self._minute: tuple[int, Floats] | None = None
+        """The last minute of an engine that counts by itself, and what it counted in it."""
+        self._note = ""
+        """Why counting began anew."""
+
+    def add(
+        self,
+        layers: Sequence[int],
+        choices_LE: ArrayLike,
+        *,
+        tokens: int,
+        key: str = "",
+        language: str = "",
+        at_s: float,
+    ) -> None:
+        """One request, or what an engine counted between two looks. `at_s`: Unix time.
+
+        A request is many looks long, so looks of one minute are taken as one: what is independent must be apart.
+
+        What is no matrix of counts for these layers is left out. Another model's shape begins everything anew.
+        """
+        counts_LE = np.asarray(choices_LE, dtype=np.float64)
+        if counts_LE.ndim != 2 or len(counts_LE) != len(layers) or not counts_LE.size:
+            return
+        if not np.isfinite(counts_LE).all() or counts_LE.min() < 0 or not counts_LE.any():
+            return
+        seen = self._of_shape(tuple(layers), counts_LE.shape[1], at_s)
+        if seen.n_experts > counts_LE.shape[1]:
+            counts_LE = np.pad(counts_LE, ((0, 0), (0, seen.n_experts - counts_LE.shape[1])))
+        minute, joined_LE = int(at_s // MINUTE_S), None
+        if self.source == "counted":
+            if self._minute is not None and self._minute[0] == minute and self._minute[1].shape == counts_LE.shape:
+                joined_LE = self._minute[1]
+            self._minute = (minute, counts_LE if joined_LE is None else joined_LE + counts_LE)
+        seen.add(counts_LE, tokens, key, language, at_s, joined_LE)
+
+    def _of_shape(self, layers: tuple[int, ...], n_experts: int, at_s: float) -> Gathered:
+        seen = self._seen
+        if seen is not None and seen.layers == layers:
+            if self.source != "observed":
+                # Where nobody says how many experts there are, the highest number seen tells.
+                seen.widen(n_experts)
+                return seen
+            if seen.n_experts == n_experts:
+                return seen
+        if seen is not None:
+            self._note, self._minute = "Another model's routing came, so counting began anew.", None
+        self._seen = Gathered.of(layers, n_experts, at_s)
+        return self._seen
+
+    def skip(self, reason: str) -> None:
+        """A request that was to be looked at and was not."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+
+    def spent(self, cpu_s: float, engine_cpu_s: float | None) -> None:
+        """CPU seconds that looking and the engine took since this process started; totals, not differences."""
+        self._cpu_s, self._engine_cpu_s = cpu_s, engine_cpu_s
+
+    # What it says.
+
+    def report(self, now_s: float) -> BackendExperts | None:
+        """All of it; `now_s` in Unix time. None: nothing was seen and nothing skipped."""
+        seen = self._seen
+        if seen is None:
+            return self._nothing() if self.skipped else None
+        whole = seen.whole
+        per_token = self._per_token(whole)
+        drift_L, chance_L = self._drift_L(seen, now_s)
+        layers = _layers(seen, per_token, drift_L, chance_L)
+        worst = max(layers, key=lambda layer: layer.imbalance)
+        drift = None if drift_L is None else float(np.nanmean(drift_L))
+        chance = None if chance_L is None else float(np.nanmean(chance_L))
+        alarms, watched = self._alarms(seen, now_s, drift, chance)
+        return BackendExperts(
+            backend=self.backend,
+            model=self.model,
+            source=self.source,
+            observe=self.observe,
+            n_experts=seen.n_experts,
+            n_experts_per_token=per_token,
+            requests=None if self.source == "counted" else whole.requests,
+            tokens=whole.tokens,
+            since_s=seen.since_s,
+            until_s=seen.until_s,
+            skipped=dict(self.skipped),
+            cpu_s=self._cpu_s,
+            engine_cpu_s=self._engine_cpu_s,
+            layers=layers,
+            keys=_told(seen.keys, whole),
+            languages=_told(seen.languages, whole),
+            imbalance=worst.imbalance,
+            worst_layer=worst.layer,
+            entropy=float(np.mean([layer.entropy for layer in layers])),
+            dead=sum(len(layer.dead) for layer in layers),
+            hot=sum(len(layer.hot) for layer in layers),
+            drift=drift,
+            drift_by_chance=chance,
+            alarms=alarms,
+            caveats=self._caveats(seen),
+            watched=watched,
+        )
+
+    def _nothing(self) -> BackendExperts:
+        return BackendExperts(
+            backend=self.backend,
+            model=self.model,
+            source=self.source,
+            observe=self.observe,
+            n_experts=0,
+            n_experts_per_token=None,
+            requests=0,
+            tokens=0,
+            since_s=0.0,
+            until_s=0.0,
+            skipped=dict(self.skipped),
+            cpu_s=self._cpu_s,
+            engine_cpu_s=self._engine_cpu_s,
+            layers=[],
+            keys=[],
+            languages=[],
+            imbalance=1.0,
+            worst_layer=0,
+            entropy=1.0,
+            dead=0,
+            hot=0,
+            drift=None,
+            drift_by_chance=None,
+            alarms=[],
+            caveats=["No request could be looked at yet: see what was skipped and why."],
+        )
+
+    def _per_token(self, whole: Sums) -> int | None:
+        """Experts a token; None where tokens are not known apart from choices."""
+        if self.source == "counted" or not whole.tokens:
+            return None
+        each = float(whole.all_L.max()) / whole.tokens
+        return round(each) if abs(each - round(each)) < 1e-3 and round(each) > 0 else None
+
+    def _lately(self, seen: Gathered, now_s: float) -> tuple[Sums | None, int]:
+        """The last day, with the one before where it has little, and the first of the two; None: too little."""
+        first = int(now_s // DAY_S)
+        last = seen.days.get(first)
+        if last is None or not last.enough():
+            first -= 1
+            before = seen.days.get(first)
+            last = before if last is None else last if before is None else last.plus(before)
+        return (last if last is not None and last.enough() else None), first
+
+    def _drift_L(self, seen: Gathered, now_s: float) -> tuple[Floats | None, Floats | None]:
+        """By layer: the last day against the week before it, and what chance makes of that."""
+        last, first = self._lately(seen, now_s)
+        week: Sums | None = None
+        for day in range(first - BEFORE, first):
+            if (one := seen.days.get(day)) is not None:
+                week = one if week is None else week.plus(one)
+        if last is None or week is None or not week.enough():
+            return None, None
+        drift_L = apart_L(last.shares_LE(), week.shares_LE())
+        return drift_L, by_chance_L(last.variance_LE(), week.variance_LE())
+
+    def _alarms(
+        self, seen: Gathered, now_s: float, drift: float | None, chance: float | None
+    ) -> tuple[list[str], dict[str, bool]]:
+        alarms: list[str] = []
+        watched: dict[str, bool] = {}
+        if self.imbalance is not None:
+            # What is so now: an alarm ends when what it tells of has ended. Where little comes, all there is.
+            told = _surely_above(self._lately(seen, now_s)[0] or seen.whole, self.imbalance)
+            watched["imbalance"] = told is not None
+            if told is not None:
+                row, busiest, times = told
+                alarms.append(
+                    f"layer {seen.layers[row]}'s expert {busiest} takes {times:.3g} times the mean "
+                    f"(bound {self.imbalance:g})"
+                )
+        if self.drift is not None:
+            passed = drift is not None and chance is not None and drift > max(self.drift, ALARM_FROM * chance)
+            watched["drift"] = passed
+            if passed and drift is not None and chance is not None:
+                alarms.append(
+                    f"{drift:.1%} of choices go elsewhere than in the week before (bound {self.drift:.3g}; "
+                    f"{chance:.1%} by chance)"
+                )
+        return alarms, watched
+
+    def _caveats(self, seen: Gathered) -> list[str]:
+        told = [self._note] if self._note else []
+        if not seen.whole.enough():
+            what = "minutes" if self.source == "counted" else "requests"
+            told.append(
+                f"Only {seen.whole.requests:,} {what} and {seen.whole.tokens:,} tokens were seen, which tell as much "
+                f"as {seen.whole.like:.0f} of equal length, so shares are rough: {LEAST_REQUESTS} of equal length and "
+                f"{LEAST_TOKENS:,} tokens are needed for hot experts, drift and alarms."
+            )
+        if self.source == "counted":
+            told.append(
+                "Counted by the engine: a token counts once for each of its experts, and nobody tells whose. What "
+                "chance makes of drift is told from minutes; requests that take longer make it more."
+            )
+        return told
+
+    # What is kept.
+
+    def save(self, path: Path) -> None:
+        """Write it whole or not at all; nothing where nothing was seen. Raises UserError."""
+        if (seen := self._seen) is not None:
+            keep(
+                path,
+                seen,
+                backend=self.backend,
+                model=self.model,
+                source=self.source,
+                per_token=self._per_token(seen.whole),
+                skipped=self.skipped,
+            )
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        backend: str,
+        model: str | None,
+        source: Source,
+        *,
+        observe: float | None = None,
+        imbalance: float | None = None,
+        drift: float | None = None,
+    ) -> Self:
+        """What was kept there of this backend, else nothing seen yet: of another model, or broken, it is left."""
+        made = cls(backend, model, source, observe=observe, imbalance=imbalance, drift=drift)
+        try:
+            kept = read_kept(path)
+            if kept is not None and (kept.backend, kept.model, kept.source) == (backend, model, source):
+                made._seen, made.skipped = unpacked(kept), kept.skipped
+        except (OSError, ValueError):
+            made._note = f"What was seen before could not be read from {path.name}, so counting began anew."
+        return made
+
+
+def _layers(seen: Gathered, per_token: int | None, drift_L: Floats | None, chance_L: Floats | None) -> list[LayerSeen]:
+    whole, n_experts = seen.whole, seen.n_experts
+    shares_LE = np.nan_to_num(whole.shares_LE())
+    error_LE = np.sqrt(whole.variance_LE())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bits_LE = np.where(shares_LE > 0, shares_LE * np.log(shares_LE), 0.0)
+    sure = whole.enough()
+    entropy_L = -bits_LE.sum(axis=1) / np.log(n_experts) if n_experts > 1 else np.ones(len(shares_LE))
+    found = []
+    for row, layer in enumerate(seen.layers):
+        shares_E = shares_LE[row]
+        dead = np.flatnonzero(shares_E == 0) if whole.all_L[row] / n_experts >= DEAD_FROM else np.array([], np.intp)
+        hot = np.flatnonzero(shares_E - SURE * error_LE[row] > HOT / n_experts) if sure else np.array([], np.intp)
+        drift = None if drift_L is None or np.isnan(drift_L[row]) else float(drift_L[row])
+        chance = None if drift is None or chance_L is None else float(chance_L[row])
+        found.append(
+            LayerSeen(
+                layer=layer,
+                shares=shares_E.tolist(),
+                frequencies=np.clip(shares_E * per_token, 0.0, 1.0).tolist() if per_token else [],
+                imbalance=max(1.0, float(shares_E.max()) * n_experts),
+                entropy=float(np.clip(entropy_L[row], 0.0, 1.0)),
+                dead=[int(expert) for expert in dead],
+                hot=[int(expert) for expert in hot],
+                drift=drift,
+                drift_by_chance=chance,
+            )
+        )
+    return found
+
+
+def _surely_above(sums: Sums, bound: float) -> tuple[int, int, float] | None:
+    """Layer, expert and times the mean of the busiest of those that chance does not lift above `bound`; None: none.
+
+    Among all experts of all layers one looks busy by chance alone: the margin is that of all of them together
+    (Bonferroni).
+    """
+    if not sums.enough():
+        return None
+    n_cells, n_experts = sums.choices_LE.size, sums.choices_LE.shape[1]
+    margin = NormalDist().inv_cdf(1 - UNSURE / 2 / n_cells)
+    times_LE = np.nan_to_num(sums.shares_LE()) * n_experts
+    surely_LE = times_LE - margin * n_experts * np.sqrt(np.nan_to_num(sums.variance_LE(), nan=np.inf))
+    passed_LE = np.where(surely_LE > bound, times_LE, 0.0)
+    row, expert = divmod(int(passed_LE.argmax()), n_experts)
+    return (row, expert, float(times_LE[row, expert])) if passed_LE[row, expert] else None
+
+
+def _told(groups: Mapping[str, Group], whole: Sums) -> list[GroupSeen]:
+    """By tokens, most first, each against all others."""
+    found = []
+    for name, group in groups.items():
+        rest = whole.requests - group.requests
+        apart = chance = None
+        if min(rest, group.requests) * whole.like >= LEAST_REQUESTS * whole.requests and group.tokens >= LEAST_TOKENS:
+            others_LE = whole.choices_LE - group.choices_LE
+            apart = float(np.nanmean(apart_L(shares_of(group.choices_LE), shares_of(others_LE))))
+            of_group = whole.part_variance_LE(group.choices_LE, group.requests)
+            of_rest = whole.part_variance_LE(others_LE, rest)
+            chance = float(np.nanmean(by_chance_L(of_group, of_rest)))
+        found.append(
+            GroupSeen(name=name, requests=group.requests, tokens=group.tokens, apart=apart, apart_by_chance=chance)
+        )
+    return sorted(found, key=lambda group: (-group.tokens, group.name))
