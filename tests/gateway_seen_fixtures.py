@@ -7,6 +7,7 @@ import random
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+from breakeven.gateway.experts.report import ExpertsSeen
 from breakeven.gateway.plan.model import BackendPlan, ExperimentPlan, GatewayPlan, LocalPlan, PolicyPlan
 from breakeven.gateway.route.view import Score
 from breakeven.gateway.seen.record import Attempt, DecisionRecord
@@ -100,6 +101,7 @@ class World:
         self.experiments: list[ExperimentState] = [experiment()]
         self.warnings: list[str] = []
         self.expert_load: dict[str, list[float]] = {MOE: [5, 9, 4, 12, 7, 3, 8, 30]}
+        self.experts: ExpertsSeen | None = None
 
     def pass_s(self, seconds: float, rate: float, share: float) -> None:
         """Time passes in steps of a second at most."""
@@ -204,6 +206,7 @@ class World:
             recent=self.recent,
             experiments=self.experiments,
             expert_load=self.expert_load,
+            experts=self.experts,
             warnings=self.warnings,
             now_s=self.now_s,
         )

@@ -9,10 +9,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import pytest_asyncio
+from experts_seen_fixtures import backend_seen, seen
 from gateway_seen_fixtures import API, DENSE, MOE, World
 
+from breakeven.gateway.experts.report import ExpertsSeen
 from breakeven.gateway.live.admin import admin_handler
 from breakeven.gateway.plan.limits import Limits
 from breakeven.gateway.seen.metrics import render
@@ -101,7 +104,12 @@ async def visit(
     browser: Browser, world: World, *, width: int = 1200, secret: str | None = None
 ) -> AsyncIterator[Visit]:
     sockets = open_sockets("127.0.0.1", 0, 1)
-    answer = admin_handler(world.snapshot, lambda: render(world.block, world.plan, world.rows), secret)
+    answer = admin_handler(
+        world.snapshot,
+        lambda: render(world.block, world.plan, world.rows),
+        secret,
+        experts=lambda: world.experts or ExpertsSeen(version="0", time_s=world.now_s, backends=[]),
+    )
     made: list[Visit] = []
 
     def handler(request: Request, responder: Responder) -> None:
@@ -265,6 +273,59 @@ async def test_it_is_readable_on_a_phone_and_in_both_themes(browser: Browser) ->
             assert await here.page.evaluate(CONTRAST) >= 4.5
         assert await here.page.evaluate(BARE) == 0, "every picture and field has a name"
         assert await here.page.evaluate("document.getAnimations().length") == 0
+        assert here.complaints == []
+
+
+async def test_experts_are_a_map_with_words_numbers_and_a_box_of_its_own(browser: Browser) -> None:
+    world = World()
+    world.pass_s(30, rate=4, share=0.4)
+    large, small = backend_seen("large", 48, 128, 8), backend_seen("small", 2, 8, 2)
+    world.experts = seen(msgspec.structs.replace(large, backend=MOE), msgspec.structs.replace(small, backend=API))
+    async with visit(browser, world) as here:
+        await here.until("#heat", "times the mean")
+        words = await here.text("#heat figure:first-child")
+        worst = max(large.layers, key=lambda layer: layer.imbalance)
+        assert f"Layer {worst.layer}’s busiest expert" in words
+        assert "2 of 6,144 experts have seen nothing" in words
+        assert "Drift since last week: 4.1 % of the choices go elsewhere (1.2 % would by chance)." in words
+        assert "Looking took 1.0 % of the engine’s CPU time." in words
+        assert "Not looked at: to keep its share of the CPU (12)." in words
+        assert "imbalance 3.10 of layer 7 is above 3" in words
+        # Every cell of a layer that saw all its experts has a shade, and there are few elements however many cells.
+        cells = "[...document.querySelectorAll('#heat figure:first-child .heat .shade')].map(p => p.getAttribute('d'))"
+        drawn = "".join(await here.page.evaluate(cells))
+        assert drawn.count("M") == 48 * 128 - 2
+        assert await here.page.locator("#heat figure:first-child .heat *").count() < 100
+        # Bars stand only where a map does not: of this backend the engine's totals are known too.
+        assert await here.page.locator("#experts rect.bar").count() == 0
+        # A cell says its numbers to a mouse and to a keyboard, and the reader keeps both place and focus.
+        svg = here.page.locator(f"svg[data-heat='{MOE}']")
+        await svg.hover(position={"x": 44 + 3, "y": 18 + 3})
+        said = here.page.locator("#heat figure:first-child .heat-said")
+        assert (await said.inner_text()).startswith("Layer 0, expert 0: ")
+        await svg.focus()
+        await here.page.keyboard.press("ArrowDown")
+        await here.page.keyboard.press("ArrowRight")
+        assert (await said.inner_text()).startswith("Layer 1, expert 1: ")
+        asked = sum("/admin/experts" in url for url in here.asked)
+        world.experts = msgspec.structs.replace(world.experts, time_s=world.experts.time_s + 10)
+        await here.page.click("#heat figure:first-child summary >> nth=0")
+        await svg.focus()
+        await here.pass_s(20, rate=2, share=0.5)
+        await here.page.wait_for_function("document.activeElement.dataset.heat !== undefined")
+        assert (await said.inner_text()).startswith("Layer 1, expert 1: ")
+        assert await here.page.locator("#heat details[open]").count() == 1
+        assert await here.page.locator("#heat details[open] tbody tr").count() == 48
+        assert 1 <= sum("/admin/experts" in url for url in here.asked) - asked <= 2
+        for width in (360, 768, 1200):
+            await here.page.set_viewport_size({"width": width, "height": 900})
+            await here.page.clock.run_for(1100)
+            assert await here.page.evaluate("document.documentElement.scrollWidth") <= width
+            assert max(await here.page.evaluate(RIGHTS)) <= width
+        for scheme in ("light", "dark"):
+            await here.page.emulate_media(color_scheme=scheme)
+            assert await here.page.evaluate(CONTRAST) >= 4.5
+        assert await here.page.evaluate(BARE) == 0
         assert here.complaints == []
 
 

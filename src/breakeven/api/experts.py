@@ -25,10 +25,10 @@ class ExpertVerbs:
     """`breakeven experts`: its verbs; never made.
 
     `load` and `score` look at a model, `watch` at a gateway; `retrain` writes a directory. Each other writes a GGUF and
-    its proof, `OUT.proof.json`, or nothing. `text`: a file, or a folder with one folder a language, of which the proof tells what
-    was lost; None: only that the engine runs what was made, on a built-in sample. `encoding`: of the text, None for
-    UTF-8. `budget_s`: for the proof. Each raises UserError for a file, numbers or a place that do not allow it,
-    NotSupportedError for a model whose experts are kept in a way not known, and BreakevenError naming what did not
+    its proof, `OUT.proof.json`, or nothing. `text`: a file, or a folder with one folder a language, of which the proof
+    tells what was lost; None: only that the engine runs what was made, on a built-in sample. `encoding`: of the text,
+    None for UTF-8. `budget_s`: for the proof. Each raises UserError for a file, numbers or a place that do not allow
+    it, NotSupportedError for a model whose experts are kept in a way not known, and BreakevenError naming what did not
     hold.
     """
 
