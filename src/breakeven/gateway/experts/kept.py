@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ class KeptGroup(msgspec.Struct):
     tokens: int
 
 
-class Kept(msgspec.Struct, kw_only=True):
+class KeptSums(msgspec.Struct, kw_only=True):
     """The file. `days`: requests and tokens by UTC day since 1970; `sums`: all matrices."""
 
     schema: str = KEPT_SCHEMA
@@ -78,7 +77,7 @@ def keep(
 ) -> None:
     """Write it whole or not at all. `per_token`: experts a token, None where that is not known. Raises UserError."""
     frequencies_LE = np.clip(np.nan_to_num(seen.whole.shares_LE()) * (per_token or 0), 0.0, 1.0)
-    kept = Kept(
+    kept = KeptSums(
         backend=backend,
         model=model,
         source=source,
@@ -100,11 +99,11 @@ def keep(
     write_whole(path, msgspec.json.encode(kept))
 
 
-def read_kept(path: Path) -> Kept | None:
+def read_kept(path: Path) -> KeptSums | None:
     """The file, without a look at its matrices; None where there is none. Raises OSError and ValueError."""
     try:
         with path.open("rb") as file:
-            kept = msgspec.json.decode(file.read(_MOST_BYTES), type=Kept)
+            kept = msgspec.json.decode(file.read(_MOST_BYTES), type=KeptSums)
     except FileNotFoundError:
         return None
     except RecursionError as error:
@@ -162,7 +161,7 @@ class _Matrices:
         return found
 
 
-def unpacked(kept: Kept) -> Gathered:
+def unpacked(kept: KeptSums) -> Gathered:
     """Its matrices. Raises ValueError for what does not fit together."""
     try:
         packed = io.BytesIO(base64.b64decode(kept.sums, validate=True))
@@ -179,5 +178,6 @@ def unpacked(kept: Kept) -> Gathered:
                 kept.since_s,
                 kept.until_s,
             )
-    except (KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(str(error)) from error
+    except Exception as error:
+        # Archives, what packs them and numpy each have errors of their own for a file that a disk or a hand changed.
+        raise ValueError(f"{type(error).__name__}: {error}") from error
