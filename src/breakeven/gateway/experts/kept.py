@@ -40,7 +40,7 @@ class KeptGroup(msgspec.Struct):
     tokens: int
 
 
-class KeptSums(msgspec.Struct, kw_only=True):
+class KeptExperts(msgspec.Struct, kw_only=True):
     """The file. `days`: requests and tokens by UTC day since 1970; `sums`: all matrices."""
 
     schema: str = KEPT_SCHEMA
@@ -77,7 +77,7 @@ def keep(
 ) -> None:
     """Write it whole or not at all. `per_token`: experts a token, None where that is not known. Raises UserError."""
     frequencies_LE = np.clip(np.nan_to_num(seen.whole.shares_LE()) * (per_token or 0), 0.0, 1.0)
-    kept = KeptSums(
+    kept = KeptExperts(
         backend=backend,
         model=model,
         source=source,
@@ -99,11 +99,11 @@ def keep(
     write_whole(path, msgspec.json.encode(kept))
 
 
-def read_kept(path: Path) -> KeptSums | None:
+def read_kept(path: Path) -> KeptExperts | None:
     """The file, without a look at its matrices; None where there is none. Raises OSError and ValueError."""
     try:
         with path.open("rb") as file:
-            kept = msgspec.json.decode(file.read(_MOST_BYTES), type=KeptSums)
+            kept = msgspec.json.decode(file.read(_MOST_BYTES), type=KeptExperts)
     except FileNotFoundError:
         return None
     except RecursionError as error:
@@ -161,7 +161,7 @@ class _Matrices:
         return found
 
 
-def unpacked(kept: KeptSums) -> Gathered:
+def unpacked(kept: KeptExperts) -> Gathered:
     """Its matrices. Raises ValueError for what does not fit together."""
     try:
         packed = io.BytesIO(base64.b64decode(kept.sums, validate=True))

@@ -18,7 +18,7 @@ from breakeven.forecast.model import StepModel
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.run import policy_of
 from breakeven.gateway.experts.gathered import shares_of
-from breakeven.gateway.experts.kept import KeptSums, path_of, read_kept, unpacked
+from breakeven.gateway.experts.kept import KeptExperts, path_of, read_kept, unpacked
 from breakeven.gateway.plan.model import BackendPlan
 from breakeven.gateway.route.speed import GRAIN, Cell, Observed, SpeedTable
 from breakeven.gateway.route.view import Speed
@@ -131,7 +131,7 @@ def _routing_seen(backend: BackendPlan, model: str, format_name: str | None) -> 
         return None
 
 
-def _frequencies(kept: KeptSums, spec: ModelSpec) -> Measured | None:
+def _frequencies(kept: KeptExperts, spec: ModelSpec) -> Measured | None:
     """By layer; one of which nothing was seen is taken as even. None: too few tokens. Raises ValueError for no fit."""
     routing = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeFfn)]
     most = max(ffn.n_experts_per_token for ffn in routing)
