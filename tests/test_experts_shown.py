@@ -96,7 +96,7 @@ chance.
 Drift since last week: 4.1 % (1.2 % by chance).
 Looked at by the gateway: 212 requests, 181,240 tokens in 3.2 days; 1 % of the
 requests are to be. Looking took 1.02 % of the engine's CPU time.
-Not looked at: 12 to keep its share of the CPU.
+Not looked at: to keep its share of the CPU (12).
 
 Layers, worst first. A cell is an expert: ▂ the mean, █ 4 times, blank nothing.
   layer     busiest  dead  hot  entropy  drift  experts 0 to 7
@@ -135,7 +135,7 @@ def test_a_large_backend_fits_one_screen_with_its_answer_first() -> None:
     assert "Drift since last week: 4.1 % (1.2 % by chance)." in text
     assert "Looked at by the gateway: 212 requests, 181,240 tokens in 3.2 days; 1 % of the requests are to be." in text
     assert "Looking took 1.02 % of the engine's CPU time." in text
-    assert "Not looked at: 12 to keep its share of the CPU." in text
+    assert "Not looked at: to keep its share of the CPU (12)." in text
 
 
 def test_full_shows_every_layer_and_every_one_has_its_blocks() -> None:
@@ -265,7 +265,7 @@ def test_nothing_seen_yet_says_what_to_do() -> None:
     skipped = msgspec.structs.replace(SMALL, layers=[], skipped={"its answer is packed": 3})
     with admin(body=saying(seen(skipped, asked=("moe",)))) as url:
         said = " ".join(run_here("experts", "watch", url).stdout.split())
-        assert "toy: nothing is seen of its experts yet; not looked at: 3 its answer is packed." in said
+        assert "toy: nothing is seen of its experts yet; not looked at: its answer is packed (3)." in said
         assert "moe: nothing is seen of its experts yet; only a part of the requests is looked at" in said
         assert "no experts of 'tpy' are seen" in refused("experts", "watch", url, "--backend", "tpy")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -376,6 +377,22 @@ def test_a_broken_file_begins_anew(tmp_path: Path, broken: str) -> None:
     assert again.report(NOON) is None
     again.add([0], [[3, 1]], tokens=2, at_s=NOON)
     assert any("could not be read" in text for text in told(again).caveats)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 255))
+def test_a_file_in_which_one_byte_changed_is_read_or_left(
+    tmp_path_factory: pytest.TempPathFactory, at: int, change: int
+) -> None:
+    one, path = seen(), tmp_path_factory.mktemp("kept") / "experts.json"
+    one.add([0], [[3, 1]], tokens=2, at_s=NOON)
+    one.save(path)
+    kept = json.loads(path.read_bytes())
+    packed = bytearray(base64.b64decode(kept["sums"]))
+    packed[at % len(packed)] ^= change
+    path.write_text(json.dumps({**kept, "sums": base64.b64encode(packed).decode()}))
+    again = SeenExperts.load(path, "moe", "toy", "observed")
+    again.add([0], [[3, 1]], tokens=2, at_s=NOON)
+    assert told(again).layers[0].shares
 
 
 def test_another_model_s_file_is_left(tmp_path: Path) -> None:

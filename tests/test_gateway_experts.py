@@ -888,13 +888,18 @@ def test_a_reload_may_begin_and_end_it(tmp_path: Path) -> None:
             assert ask(gateway.url, question("no", "far")).status == 200
             assert seen_of(gateway) == {}
             reload(looked, 1)
-            assert ask(gateway.url, question("yes", "far")).status == 200
-            wait(lambda: seen_of(gateway).get("requests") == 1, "it was not looked at")
+
+            def looked_at() -> bool:
+                # The worker before may take one more.
+                assert ask(gateway.url, question("yes", "far")).status == 200
+                return seen_of(gateway).get("requests", 0) > 0
+
+            wait(looked_at, "it was not looked at")
             reload(plain, 2)
             wait(lambda: seen_of(gateway) == {}, "it is still shown")
             assert ask(gateway.url, question("no", "far")).status == 200
             reload(looked, 3)
-            wait(lambda: seen_of(gateway).get("requests") == 1, "its sums are gone")
+            wait(lambda: seen_of(gateway).get("requests", 0) > 0, "its sums are gone")
 
 
 def _unix_sockets(pid: int) -> int:

@@ -289,7 +289,7 @@ async def test_experts_are_a_map_with_words_numbers_and_a_box_of_its_own(browser
         assert "2 of 6,144 experts have seen nothing" in words
         assert "Drift since last week: 4.1 % of the choices go elsewhere (1.2 % would by chance)." in words
         assert "Looking took 1.0 % of the engine’s CPU time." in words
-        assert "Not looked at: 12 to keep its share of the CPU." in words
+        assert "Not looked at: to keep its share of the CPU (12)." in words
         assert "imbalance 3.10 of layer 7 is above 3" in words
         # Every cell of a layer that saw all its experts has a shade, and there are few elements however many cells.
         cells = "[...document.querySelectorAll('#heat figure:first-child .heat .shade')].map(p => p.getAttribute('d'))"

@@ -150,7 +150,7 @@ def sentences(each: BackendExperts) -> list[str]:
     cost = "" if each.cpu_share is None else f" Looking took {_share(each.cpu_share)} of the engine's CPU time."
     source = SOURCES.get(each.source, each.source)
     found.append(f"{source[0].upper()}{source[1:]}: {told} in {_span(each.until_s - each.since_s)}{asked}.{cost}")
-    skipped = [f"{count:,} {one_line(reason, 80)}" for reason, count in sorted(each.skipped.items()) if count]
+    skipped = [f"{one_line(reason, 80)} ({count:,})" for reason, count in sorted(each.skipped.items()) if count]
     return [*found, *([f"Not looked at: {'; '.join(skipped)}."] if skipped else [])]
 
 
@@ -160,7 +160,7 @@ def _waiting(seen: ExpertsSeen, backend: str | None) -> list[str]:
     told = []
     for name in sorted({*silent, *seen.asked} - {each.backend for each in seen.backends if each.layers}):
         skipped = silent[name].skipped if name in silent else {}
-        why = "; ".join(f"{count:,} {one_line(reason, 80)}" for reason, count in sorted(skipped.items()) if count)
+        why = "; ".join(f"{one_line(reason, 80)} ({count:,})" for reason, count in sorted(skipped.items()) if count)
         rest = f"not looked at: {why}" if why else "only a part of the requests is looked at, so wait for more of them"
         told.append(f"{shortened(one_line(name))}: nothing is seen of its experts yet; {rest}.")
     if told or any(each.layers for each in seen.backends):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -179,5 +178,6 @@ def unpacked(kept: KeptExperts) -> Gathered:
                 kept.since_s,
                 kept.until_s,
             )
-    except (KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(str(error)) from error
+    except Exception as error:
+        # Archives, what packs them and numpy each have errors of their own for a file that a disk or a hand changed.
+        raise ValueError(f"{type(error).__name__}: {error}") from error

@@ -73,7 +73,7 @@ function expertWords(each) {
   const is = (number) => `${count(number)} of ${count(all)} ${number === 1 ? "is" : "are"}`;
   const found = [
     `Layer ${worst.layer}’s busiest expert (${busiest(worst)}) has ${significant(worst.imbalance, 2)} times the mean; ` +
-    `${each.dead === 0 ? "every expert" : `${count(each.dead)} of ${count(all)} experts`} ${each.dead === 0 ? "has seen something, or too little was seen to tell" : "have seen nothing"}; ` +
+    `${each.dead === 0 ? "no expert is known to be dead" : `${count(each.dead)} of ${count(all)} experts ${each.dead === 1 ? "has" : "have"} seen nothing`}; ` +
     `${is(each.hot)} above twice the mean by more than chance.`,
   ];
   found.push(each.drift === null || each.drift === undefined
@@ -84,7 +84,7 @@ function expertWords(each) {
   const cost = each.cpu_s > 0 && each.engine_cpu_s > 0 ? ` Looking took ${part(each.cpu_s / each.engine_cpu_s)} of the engine’s CPU time.` : "";
   const first = SOURCES[each.source] ?? each.source;
   found.push(`${first[0].toUpperCase()}${first.slice(1)}: ${told} in ${span(Math.max(0, each.until_s - each.since_s))}${share}.${cost}`);
-  const skipped = Object.entries(each.skipped).filter(([, number]) => number > 0).map(([reason, number]) => `${count(number)} ${reason}`);
+  const skipped = Object.entries(each.skipped).filter(([, number]) => number > 0).map(([reason, number]) => `${reason} (${count(number)})`);
   if (skipped.length > 0) found.push(`Not looked at: ${skipped.join(", ")}.`);
   return [...found, ...each.caveats];
 }

@@ -39,7 +39,7 @@ MOST_REQUESTS = 1e6
 class Poller:
     """One task a backend. It opens connections of its own, apart from the workers'.
 
-    `on_experts` is called for the backends whose plan has `experts`, where something was counted.
+    `on_experts` is told what was counted of backends whose plan has `experts` and no share of requests to observe.
     """
 
     def __init__(
@@ -47,8 +47,11 @@ class Poller:
     ) -> None:
         self.plan, self.slots, self.block = plan, slots, block
         self._on_experts = on_experts
-        wanted = plan.backends if on_experts is not None else ()
-        self._counted = {backend.name: ExpertCounter() for backend in wanted if backend.experts is not None}
+        self._counted = {
+            backend.name: ExpertCounter()
+            for backend in plan.backends
+            if on_experts is not None and backend.experts is not None and backend.experts.observe is None
+        }
         self.expert_load: dict[str, list[float]] = {}
         """Tokens routed to each expert, by backends that report it."""
         self.troubles: dict[str, str] = {}

@@ -40,6 +40,9 @@ from breakeven.wire import tls
 from breakeven.wire.server import HttpServer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from breakeven.gateway.experts.watch import ExpertsWatch
     from breakeven.gateway.swap.effects import EngineLoaded
     from breakeven.gateway.swap.watch import Swapper
@@ -135,7 +138,7 @@ class Watcher:
     def _begin(self) -> None:
         plan, keys, rows = self.now
         start = self.parts.start
-        self.poller = Poller(plan, rows.backends, self.block)
+        self.poller = Poller(plan, rows.backends, self.block, on_experts=self._counted)
         start("poller", self.poller.run)
         if any(backend.experts is not None for backend in plan.backends):
             start("experts", self._look_at_experts)
@@ -236,6 +239,10 @@ class Watcher:
             await self.looking.run()
         finally:
             self.looking = None
+
+    def _counted(self, backend: str, layers: Sequence[int], choices_LE: NDArray[np.int64], tokens: int) -> None:
+        if self.looking is not None:
+            self.looking.counted(backend, layers, choices_LE, tokens)
 
     def experts_seen(self) -> ExpertsSeen:
         """What was seen of them, of all backends."""
