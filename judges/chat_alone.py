@@ -23,7 +23,7 @@ from typing import Any
 
 from chat_cases import APIS, CASES, PLAIN, SCHEMA, Case, chat
 from found import Found
-from npm_client import installed, node_version
+from npm_client import installed, node_version, wanted_of
 from places import BIN, HERE, PUBLIC, Engine, gateway
 
 MOST, MOST_PLAIN = 64, 8
@@ -210,7 +210,7 @@ NPM = "npm"
 def outcomes(client: str, api: str, url: str, model: str, most: int, names: list[str], cache: Path) -> dict[str, str]:
     """Result by case, from a process of its own. Raises RuntimeError where the client is not to be had."""
     if client == NPM:
-        where = installed(cache, "chat_alone.mjs")
+        where = installed(cache / "npm", "chat_alone.mjs")
         bodies = [[name, APIS[api](CASES[name], model, most)] for name in names]
         command, told = ["node", "chat_alone.mjs", api, url], json.dumps(bodies)
     else:
@@ -244,8 +244,7 @@ def judge(behind: Engine, cache: Path, *, plain: bool = False) -> list[Found]:
 def named(client: str) -> str:
     """A client with its versions."""
     if client == NPM:
-        wanted = json.loads((HERE / "package.json").read_text())["dependencies"]
-        return f"{' and '.join(f'{name} {of}' for name, of in wanted.items())} of npm, node {node_version()}"
+        return f"{' and '.join(f'{name} {of}' for name, of in wanted_of().items())} of npm, node {node_version()}"
     names = [part.split("}")[0] for part in PACKAGES[client].split("{")[1:]]
     text = PACKAGES[client]
     for name in names:

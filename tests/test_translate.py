@@ -297,6 +297,19 @@ names = st.text("abcxyz_", min_size=1, max_size=6)
 arguments = st.dictionaries(names, st.integers(-9, 9) | texts, max_size=3)
 
 
+def test_developers_texts_of_several_parts_become_one_system_message() -> None:
+    parts = [{"type": "input_text", "text": "one"}, {"type": "input_text", "text": "two"}]
+    given = [
+        {"role": "developer", "content": "zero"},
+        {"role": "developer", "content": parts},
+        {"role": "user", "content": "go"},
+    ]
+    for asked in ({"input": given}, {"instructions": "zero", "input": given[1:]}):
+        made = responses_to_chat(asked, [])["messages"]
+        assert made == [{"role": "system", "content": "zero\n\none\n\ntwo"}, {"role": "user", "content": "go"}]
+    assert responses_to_chat({"input": given[1:]}, [])["messages"][0] == {"role": "system", "content": "one\n\ntwo"}
+
+
 def test_tools_of_a_namespace_keep_it() -> None:
     agents = [
         {"type": "function", "name": "spawn", "parameters": {"type": "object"}},
