@@ -23,10 +23,11 @@ from typing import Any
 
 from chat_cases import APIS, CASES, PLAIN, SCHEMA, Case, chat
 from found import Found
-from npm_client import installed, node_version
+from npm_client import installed, node_version, wanted_of
 from places import BIN, HERE, PUBLIC, Engine, gateway
 
-MOST, MOST_PLAIN = 64, 8
+MOST, MOST_PLAIN = 64, 16
+"""Tokens of an answer at most; LiteLLM asks for no fewer than 16 of a response."""
 WHOLE, STREAMED = "", ", streamed"
 ENDS = {"stop": "stop", "end_turn": "stop", "completed": "stop", "tool_use": "tool_calls", "max_tokens": "length"}
 ENDS |= {"incomplete": "length"}
@@ -134,6 +135,29 @@ def of_events(events: list[Any]) -> list[Any]:
     return of_response(last)
 
 
+def counted(url: str, model: str) -> Any:
+    """What a chat has no question for: tokens of a message."""
+    import anthropic
+
+    claude = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
+    return claude.messages.count_tokens(model=model, messages=[{"role": "user", "content": "x"}]).input_tokens
+
+
+def embedded(url: str, model: str) -> Any:
+    """And vectors."""
+    import openai
+
+    return len(
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        .embeddings.create(model=model, input="x")
+        .data
+    )
+
+
+REFUSED: dict[str, Callable[[str, str], Any]] = {"count tokens": counted, "embeddings": embedded}
+"""Asked by the Python SDKs of the scripted server, which has neither; nothing is made up for them."""
+
+
 def langchain(api: str, url: str, model: str, most: int) -> Ask:
     """ChatOpenAI by chat and by responses, ChatAnthropic by messages."""
     from langchain_anthropic import ChatAnthropic
@@ -210,7 +234,7 @@ NPM = "npm"
 def outcomes(client: str, api: str, url: str, model: str, most: int, names: list[str], cache: Path) -> dict[str, str]:
     """Result by case, from a process of its own. Raises RuntimeError where the client is not to be had."""
     if client == NPM:
-        where = installed(cache, "chat_alone.mjs")
+        where = installed(cache / "npm", "chat_alone.mjs")
         bodies = [[name, APIS[api](CASES[name], model, most)] for name in names]
         command, told = ["node", "chat_alone.mjs", api, url], json.dumps(bodies)
     else:
@@ -230,12 +254,13 @@ def judge(behind: Engine, cache: Path, *, plain: bool = False) -> list[Found]:
     rows = []
     with gateway(behind, endpoints=("/v1/chat/completions",)) as through_url:
         for client in [*CLIENTS, NPM]:
-            alone = outcomes(client, "chat", behind.url, behind.model, most, names, cache)
+            more = [] if plain or client != "sdk" else [*REFUSED]
+            alone = outcomes(client, "chat", behind.url, behind.model, most, names + more, cache)
             direct: dict[str, str] = {}
             through: dict[str, str] = {}
             for api in APIS:
                 direct |= {f"{api}: {name}": outcome for name, outcome in alone.items()}
-                asked = outcomes(client, api, through_url, PUBLIC, most, names, cache)
+                asked = outcomes(client, api, through_url, PUBLIC, most, names + more, cache)
                 through |= {f"{api}: {name}": outcome for name, outcome in asked.items()}
             rows.append(Found(f"{named(client)}, chat alone behind", behind.what, direct, through))
     return rows
@@ -244,8 +269,7 @@ def judge(behind: Engine, cache: Path, *, plain: bool = False) -> list[Found]:
 def named(client: str) -> str:
     """A client with its versions."""
     if client == NPM:
-        wanted = json.loads((HERE / "package.json").read_text())["dependencies"]
-        return f"{' and '.join(f'{name} {of}' for name, of in wanted.items())} of npm, node {node_version()}"
+        return f"{' and '.join(f'{name} {of}' for name, of in wanted_of().items())} of npm, node {node_version()}"
     names = [part.split("}")[0] for part in PACKAGES[client].split("{")[1:]]
     text = PACKAGES[client]
     for name in names:
@@ -272,9 +296,10 @@ def main() -> None:
     client, api, url, model, most, *names = sys.argv[1:]
     ask = CLIENTS[client](api, url, model, int(most))
     for name in names:
-        for streams in (False, True):
+        for streams in (False,) if name in REFUSED else (False, True):
             try:
-                result = f"ok {json.dumps(ask(CASES[name], streams), sort_keys=True, ensure_ascii=False)}"
+                found = REFUSED[name](url, model) if name in REFUSED else ask(CASES[name], streams)
+                result = f"ok {json.dumps(found, sort_keys=True, ensure_ascii=False)}"
             except Exception as error:
                 status = getattr(error, "status_code", None)
                 result = f"refused {status}" if status else f"failed {type(error).__name__}: {error}"[:300]

@@ -21,6 +21,7 @@ import litellm_client
 import llm_comply
 import npm_client
 import openai_python
+import programs
 import replay
 import translated
 from found import Found
@@ -70,8 +71,14 @@ def of_scripted_chat() -> Iterator[Found]:
         yield from chat_alone.judge(behind, CACHE)
 
 
-SCRIPTED = {"mock": by_openai_types, "chat": of_scripted_chat}
-"""Backends of no engine's, each with judges of its own."""
+def of_programs() -> Iterator[Found]:
+    """Claude Code and Codex before the same server."""
+    with chat_alone.chat_server() as behind:
+        yield from programs.judge(behind, CACHE)
+
+
+SCRIPTED = {"mock": by_openai_types, "chat": of_scripted_chat, "programs": of_programs}
+"""Backends of no engine's, each with judges of its own; the last one's are 800 MB, and asked for by name."""
 
 
 def of_engine(kind: str, model: str, names: list[str], count: int) -> Iterator[Found]:
@@ -94,7 +101,9 @@ def of_engine(kind: str, model: str, names: list[str], count: int) -> Iterator[F
 def main() -> None:
     """Run them, print the table, and say whether all is equal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", action="append", help="mock, chat, llama.cpp, vllm; by default the first three")
+    parser.add_argument(
+        "--engine", action="append", help="mock, chat, llama.cpp, vllm, programs; by default the first three"
+    )
     parser.add_argument("--model", default=MODEL, help="as `breakeven compare` takes it")
     parser.add_argument("--only", action="append", choices=[*JUDGES], help="of the judges of an engine")
     parser.add_argument("--requests", type=int, default=1000, help="of the replay")
@@ -104,7 +113,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rows: list[Found] = []
     names = given.only or [*JUDGES]
-    for kind in given.engine or [*SCRIPTED, "llama.cpp"]:
+    for kind in given.engine or ["mock", "chat", "llama.cpp"]:
         found = SCRIPTED[kind]() if kind in SCRIPTED else of_engine(kind, given.model, names, given.requests)
         for row in found:
             print(row.row())

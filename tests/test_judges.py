@@ -14,11 +14,15 @@ import pytest
 JUDGES = Path(__file__).resolve().parent.parent / "judges"
 sys.path.insert(0, str(JUDGES))
 
+import chat_server  # noqa: E402
 import places  # noqa: E402
 import replay  # noqa: E402
+from chat_cases import APIS, CASES, Body, Case  # noqa: E402
 from found import Found  # noqa: E402
 from table import BEGIN, END, HEAD, write  # noqa: E402
 
+from breakeven.gateway.translate.messages_asked import messages_to_chat  # noqa: E402
+from breakeven.gateway.translate.responses_asked import responses_to_chat  # noqa: E402
 from breakeven.wire.behaviours import whole  # noqa: E402
 from breakeven.wire.completions import ScriptedRequest  # noqa: E402
 from breakeven.wire.scripted import ScriptedServer, Step  # noqa: E402
@@ -140,3 +144,29 @@ def test_replay_through_a_gateway_is_equal_and_another_backend_is_not(
         # A gateway that changed one field of each request would be told.
         other = replay.replay(echo, url, "other", places.PUBLIC, 5, PATHS)
         assert not other.found("echo").equal
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_question_in_the_words_of_three_apis_is_one_question(case: Case) -> None:
+    chat = APIS["chat"](case, "m", 64)
+    others = [
+        messages_to_chat(APIS["messages"](case, "m", 64), []),
+        responses_to_chat(APIS["responses"](case, "m", 64), []),
+    ]
+    for other in others:
+        assert [*map(chat_server.told, other["messages"])] == [*map(chat_server.told, chat["messages"])]
+        assert chat_server.message_of(other) == chat_server.message_of(chat)
+
+
+def test_the_chat_servers_pieces_are_its_answer() -> None:
+    asked: Body = APIS["chat"](CASES["two calls"], "m", 64)
+    message, why = chat_server.message_of(asked)
+    assert why == "tool_calls"
+    arguments = ["", ""]
+    for delta in chat_server.deltas({**message, "reasoning_content": "abcd"}):
+        for call in delta.get("tool_calls", ()):
+            arguments[call["index"]] += call["function"]["arguments"]
+    assert arguments == [call["function"]["arguments"] for call in message["tool_calls"]]
+    assert [json.loads(text) for text in arguments] == [{"city": chat_server.ARGUMENT}] * 2
+    used = chat_server.message_of({"messages": [{"role": "user", "content": 'use Bash {"command": "date"}'}]})
+    assert used[0]["tool_calls"][0]["function"] == {"name": "Bash", "arguments": '{"command": "date"}'}

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from breakeven.gateway.serve.ask import body_of
 from breakeven.gateway.serve.speech import told_of
+from breakeven.gateway.serve.tap import StreamTap
 from breakeven.gateway.translate.chat import ChatWriter, chat_to_messages
 from breakeven.gateway.translate.messages_asked import messages_to_chat
 from breakeven.gateway.translate.messages_told import MessageWriter
@@ -35,7 +36,8 @@ from breakeven.gateway.translate.said import (
     StreamTurner,
     Writer,
 )
-from breakeven.gateway.translate.table import WRITERS, Turned, way_to
+from breakeven.gateway.translate.table import WRITERS, Turned, turned_tap, way_to
+from breakeven.wire.sse import event as event_bytes
 from breakeven.wire.sse import events_of, split_events
 
 FACTS = AnswerFacts("id1", 1_700_000_000, 11)
@@ -295,6 +297,37 @@ def test_any_request_is_translated_or_refused(fields: Json) -> None:
 texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
 names = st.text("abcxyz_", min_size=1, max_size=6)
 arguments = st.dictionaries(names, st.integers(-9, 9) | texts, max_size=3)
+
+
+def test_developers_texts_of_several_parts_become_one_system_message() -> None:
+    parts = [{"type": "input_text", "text": "one"}, {"type": "input_text", "text": "two"}]
+    given = [
+        {"role": "developer", "content": "zero"},
+        {"role": "developer", "content": parts},
+        {"role": "user", "content": "go"},
+    ]
+    for asked in ({"input": given}, {"instructions": "zero", "input": given[1:]}):
+        made = responses_to_chat(asked, [])["messages"]
+        assert made == [{"role": "system", "content": "zero\n\none\n\ntwo"}, {"role": "user", "content": "go"}]
+    assert responses_to_chat({"input": given[1:]}, [])["messages"][0] == {"role": "system", "content": "one\n\ntwo"}
+
+
+def test_a_client_is_told_the_backends_own_count_and_not_that_of_its_pieces() -> None:
+    asked: Json = {"model": "m", "stream": True, "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
+    pieces = [{"choices": [{"index": 0, "delta": {"content": letter}}]} for letter in "many letters"]
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    for usage, told in (({"prompt_tokens": 7, "completion_tokens": 3}, 3), (None, len(pieces))):
+        fields = {name: msgspec.Raw(json.dumps(value).encode()) for name, value in asked.items()}
+        turned = Turned("/v1/messages", "/v1/chat/completions", fields)
+        tap = turned_tap(StreamTap("/v1/chat/completions", drop_usage=False), turned, "i", 5, 200)
+        events = [*pieces, end, *([{"choices": [], "usage": usage}] if usage else [])]
+        out = (
+            tap.feed(b"".join(event_bytes(json.dumps(one).encode()) for one in events) + event_bytes(b"[DONE]"))
+            + tap.rest()
+        )
+        last = next(one for one in data_of(out) if one["type"] == "message_delta")
+        assert last["usage"]["output_tokens"] == told
+        assert tap.output_tokens == len(pieces)  # what is charged
 
 
 def test_tools_of_a_namespace_keep_it() -> None:

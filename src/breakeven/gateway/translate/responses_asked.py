@@ -216,10 +216,11 @@ def _one_system(made: list[Json]) -> list[Json]:
     first: list[str] = []
     while len(first) < len(made) and made[len(first)]["role"] == "system":
         content = made[len(first)]["content"]
-        if not isinstance(content, str):
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if any(part["type"] != "text" for part in parts):
             break
-        first.append(content)
-    return made if len(first) < 2 else [{"role": "system", "content": "\n\n".join(first)}, *made[len(first) :]]
+        first.append("\n\n".join(part["text"] for part in parts))
+    return [{"role": "system", "content": "\n\n".join(first)}, *made[len(first) :]] if first else made
 
 
 def _item(item: Json, place: str, made: list[Json]) -> None:
