@@ -275,9 +275,7 @@ def run(said: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def say(
-    said: argparse.Namespace, cost: Cost, near: Near, told: BackendExperts, took_s: float, traced_s: float
-) -> None:
+def say(said: argparse.Namespace, cost: Cost, near: Near, told: BackendExperts, took_s: float, traced_s: float) -> None:
     """Both targets, met or missed."""
     skipped = ", ".join(f"{count} {reason}" for reason, count in told.skipped.items()) or "none"
     per_token = 1e3 * cost.engine_s / cost.tokens
