@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,8 @@ from small_layouts import LAYOUTS
 from small_models import small
 
 from breakeven.engines.inside.client import Inside, trace
-from breakeven.engines.inside.routed import RoutingReader
+from breakeven.engines.inside.layout import GgmlTensor
+from breakeven.engines.inside.routed import ChoiceCounter, RoutingReader
 from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import EngineError, NotSupportedError, UserError
 from breakeven.model.architecture import ModelSpec
@@ -143,6 +146,35 @@ def test_special_tokens_in_a_text_are_special(reader: RoutingReader, qwen: Path)
     assert reader.read(text).whole_tokens == special
 
 
+def test_the_first_token_comes_once(qwen: Path, tmp_path: Path) -> None:
+    written, wants = "<|bos|>", b"tokenizer.ggml.add_bos_token" + (7).to_bytes(4, "little")
+    whole = qwen.read_bytes()
+    assert whole.count(wants + b"\0") == 1
+    model = tmp_path / "first.gguf"
+    model.write_bytes(whole.replace(wants + b"\0", wants + b"\1"))
+    with Inside(model) as inside:
+        first, *letters = inside.tokenize(PROSE)
+        assert inside.tokenize(written, parse_special=True) == [first, first]
+    with RoutingReader(model) as reader:
+        without, with_it = reader.read(PROSE), reader.read(written + PROSE)
+        assert without.tokens == with_it.tokens == 1 + len(letters)
+        np.testing.assert_array_equal(without.choices_LE, with_it.choices_LE)
+        assert reader.read(f"{PROSE}{written}").tokens == without.tokens + 1, "one that stands inside stays"
+
+
+def test_its_cpu_time_is_told_by_text_and_apart_for_loading(reader: RoutingReader) -> None:
+    process = psutil.Process(reader.pid)
+    assert reader.load_cpu_s > 0
+    reader.read(CODE)
+    before = process.cpu_times()
+    found = [reader.read(TEXT * 4) for _ in range(3)]
+    after = process.cpu_times()
+    taken_s = after.user + after.system - before.user - before.system
+    # The system counts in hundredths.
+    assert sum(each.cpu_s for each in found) == pytest.approx(taken_s, abs=0.04)
+    assert all(each.cpu_s > 0 for each in found)
+
+
 def test_what_it_took_is_told_and_half_letters_are_read(reader: RoutingReader) -> None:
     assert reader.load_cpu_s > 0
     assert reader.read("half a letter \ud83d").cpu_s > 0
@@ -157,7 +189,7 @@ def test_it_yields_to_everything_else(reader: RoutingReader) -> None:
 
 
 def test_what_cannot_be_read_is_refused(reader: RoutingReader, qwen: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no tokens"):
+    with pytest.raises(UserError, match="empty"):
         reader.read("")
     assert reader.read("x").tokens == 1, "the process goes on"
     dense = synthesise(small("llama"), "F16", tmp_path / "dense.gguf")
@@ -179,6 +211,80 @@ def _reads(process: psutil.Process) -> bool:
         return "inside.routed" in " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return False
+
+
+def test_closed_by_another_thread_it_says_so_and_its_process_is_gone(qwen: Path) -> None:
+    reader = RoutingReader(qwen)
+    child = psutil.Process(reader.pid)
+    errors: list[BaseException] = []
+
+    def read_on() -> None:
+        try:
+            while True:
+                reader.read(TEXT * 4)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=read_on)
+    thread.start()
+    time.sleep(0.05)
+    reader.close()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert [type(error) for error in errors] == [EngineError]
+    assert not child.is_running()
+    with pytest.raises(EngineError, match="was ended"):
+        reader.read(CODE)
+
+
+class Nodes:
+    """A graph's choices, as the library would hand them over."""
+
+    def __init__(self, **ids_TK: NDArray[np.int32]) -> None:
+        self.data: dict[int, NDArray[np.int32]] = {}
+        self.nodes: dict[str, GgmlTensor] = {}
+        for name, ids in ids_TK.items():
+            node = GgmlTensor(type=26, name=name.replace("_at_", "-").encode())
+            node.ne[:], node.nb[:] = (ids.shape[1], ids.shape[0], 1, 1), (4, 4 * ids.shape[1], ids.nbytes, ids.nbytes)
+            self.nodes[name], self.data[ctypes.addressof(node)] = node, ids
+
+    def __getitem__(self, name: str) -> int:
+        return ctypes.addressof(self.nodes[name])
+
+    def ggml_nbytes(self, node: int) -> int:
+        return self.data[node].nbytes
+
+    def ggml_backend_tensor_get(self, node: int, to: int, offset: int, size: int) -> None:
+        ctypes.memmove(to, self.data[node].ctypes.data + offset, size)
+
+
+def test_a_graph_is_left_after_the_last_choice_and_so_is_each_of_its_later_parts() -> None:
+    ids = np.array([[0, 2], [2, 1], [2, 3]], np.int32)
+    nodes = Nodes(ffn_moe_topk_at_3=ids, ffn_moe_topk_at_5=ids[:, ::-1].copy(), ffn_out_at_5=ids)
+    counter = ChoiceCounter(nodes, 4)  # type: ignore[arg-type]
+    third, fifth, rest = nodes["ffn_moe_topk_at_3"], nodes["ffn_moe_topk_at_5"], nodes["ffn_out_at_5"]
+    for ends_at in (None, 5):
+        counter.ends_at = ends_at
+        counter.begin_batch()
+        assert not counter(rest, True)
+        for node, last in ((third, False), (fifth, True)):
+            assert counter(node, True)
+            assert counter(node, False) == (ends_at is None or not last), "false ends"
+        # The scheduler goes on with the next device's part: whole, or no more than one node of it.
+        assert counter(rest, True) == (ends_at is not None)
+        assert counter(rest, False) == (ends_at is None)
+        counter.check(3)
+    assert counter.last == 5
+    assert {layer: count_E.tolist() for layer, count_E in counter.choices.items()} == {3: [2, 2, 6, 2], 5: [2, 2, 6, 2]}
+    # A block with two sets of experts on one choice tells it twice.
+    counter.begin_batch()
+    assert counter(third, True)
+    assert counter(third, False)
+    assert not counter(third, True)
+    with pytest.raises(EngineError, match="of 4 tokens"):
+        counter.check(4)
+    with pytest.raises(EngineError, match="expert 3 was chosen in a model of 3 experts"):
+        ChoiceCounter(nodes, 3)(third, False)  # type: ignore[arg-type]
 
 
 def test_a_killed_parent_takes_it_along(qwen: Path) -> None:

@@ -9,7 +9,7 @@ is the last is learned from one small batch.
 
 llama.cpp's `ggml_backend_sched_compute_splits` (ggml/src/ggml-backend.cpp) ends the part of the graph that one device
 computes when the callback says so, and still returns success; on the CPU alone that part is the whole graph. With more
-parts (an accelerator's library) the later ones still run, on values nobody reads.
+parts (an accelerator's library) each later one is ended behind its first node.
 
 Legend: L layers that route, E experts.
 """
@@ -141,11 +141,18 @@ class RoutingReader(ChildProcess):
     def read(self, text: str) -> ReadRouting:
         """Run a text through the model from its beginning; special tokens written in it are such.
 
-        The token that the model wants before every text is put there. Blocks until it is read. Raises UserError for a
-        text without tokens, EngineError when the process fails or dies.
+        The token that the model wants before every text is put there, once though a template may have written it.
+        Blocks until it is read. Raises UserError for a text without tokens, EngineError when the process fails or
+        dies, by `close` in another thread too.
         """
-        # Whoever cuts or decodes a text may leave half a letter, which no encoding has.
-        told = self.ask(ReadText(text=text.encode(errors="replace").decode()), TextRead)
+        if not text:
+            raise UserError("the text is empty, so nothing of it is routed")
+        try:
+            # Whoever cuts or decodes a text may leave half a letter, which no encoding has.
+            told = self.ask(ReadText(text=text.encode(errors="replace").decode()), TextRead)
+        except (ValueError, OSError, msgspec.MsgspecError) as error:
+            # Its pipes and its folder go at once, in whatever state this finds them.
+            raise EngineError(f"the process for {self.model.name} was ended while it read a text: {error}") from None
         if not told.tokens:
             raise UserError("the text has no tokens, so nothing of it is routed")
         return ReadRouting(
@@ -164,7 +171,9 @@ class ChoiceCounter:
 
     def __init__(self, library: Library, n_experts: int) -> None:
         self._library, self._n_experts = library, n_experts
-        self._seen: set[int] = set()
+        self._seen: dict[int, int] = {}
+        """Tokens by layer, of this batch."""
+        self._ended = False
         self.last: int | None = None
         self.ends_at: int | None = None
         self.choices: dict[int, NDArray[np.int64]] = {}
@@ -177,23 +186,33 @@ class ChoiceCounter:
     def begin_batch(self) -> None:
         """Expect every layer's choice again."""
         self._seen.clear()
+        self._ended = False
+
+    def check(self, tokens: int) -> None:
+        """Raises EngineError where a layer did not choose for every token of the batch."""
+        if any(seen != tokens for seen in self._seen.values()):
+            raise EngineError(f"layers chose experts for {set(self._seen.values())} of {tokens} tokens: unknown build")
 
     def __call__(self, node: int, ask: bool) -> bool:
-        """Observe the choices alone; false behind that of `ends_at`, which ends the graph."""
+        """Observe the choices alone; false behind that of `ends_at`, which ends the graph, part by part."""
+        if self._ended:
+            return ask
         layer = routed_layer(node)
         if layer is None or layer in self._seen:
             return not ask
         if ask:
             return True
-        self._seen.add(layer)
-        flat = read_ids(self._library, node).ravel()
+        ids_TK = read_ids(self._library, node)
+        self._seen[layer] = len(ids_TK)
+        flat = ids_TK.ravel()
         if flat.min() < 0 or flat.max() >= self._n_experts:
             raise EngineError(f"expert {flat.max()} was chosen in a model of {self._n_experts} experts")
         counts_E = np.bincount(flat, minlength=self._n_experts)
         so_far_E = self.choices.get(layer)
         self.choices[layer] = counts_E if so_far_E is None else so_far_E + counts_E
         self.last = layer
-        return layer != self.ends_at
+        self._ended = layer == self.ends_at
+        return not self._ended
 
 
 class _Routed:
@@ -211,6 +230,7 @@ class _Routed:
             on_share=lambda share: say("loading", share),
         )
         self._say, self._most_tokens = say, load.most_tokens
+        self._told_s = 0.0
         n_experts = self._model.architecture_number("expert_count")
         architecture = self._model.meta("general.architecture") or "unknown"
         if n_experts == 0:
@@ -259,8 +279,10 @@ class _Routed:
 
     def read(self, text: str) -> TextRead:
         """Count what it chooses, from its beginning."""
-        began_s = time.process_time()
         whole = self._model.tokenize(text, parse_special=True)
+        first, _ = self._model.added()
+        if first is not None and whole[:2] == [first, first]:
+            whole = whole[1:]
         tokens = whole[: self._most_tokens]
         choices: list[list[int]] = []
         if tokens:
@@ -271,6 +293,7 @@ class _Routed:
                 self.counter.begin_batch()
                 # Outputs for every token: the last layer drops the tokens whose output nobody asked for.
                 context.decode(tokens[start : start + step], start, outputs=True)
+                self.counter.check(len(tokens[start : start + step]))
                 self._say("routing", min(1.0, (start + step) / len(tokens)))
             if sorted(self.counter.choices) != self.layers:
                 raise EngineError("other layers chose experts than when the model was loaded: unknown build")
@@ -279,8 +302,14 @@ class _Routed:
             choices=choices,
             tokens=len(tokens),
             whole_tokens=len(whole),
-            cpu_s=time.process_time() - began_s,
+            cpu_s=self.cpu_since_told(),
         )
+
+    def cpu_since_told(self) -> float:
+        """CPU seconds of this process since they were last told, so that all of them are."""
+        now_s = time.process_time()
+        taken_s, self._told_s = now_s - self._told_s, now_s
+        return taken_s
 
     def answer(self, request: LoadRouted | ReadText) -> TextRead:
         """Do what is asked. Raises BreakevenError when it cannot be done."""
@@ -300,7 +329,7 @@ def _begin(request: LoadRouted | ReadText, say: Say) -> tuple[msgspec.Struct, An
         file=routed.file,
         layers=routed.layers,
         ends_at=routed.counter.ends_at,
-        cpu_s=time.process_time(),
+        cpu_s=routed.cpu_since_told(),
     )
     return loaded, routed.answer
 
