@@ -171,7 +171,7 @@ class BackendLook:
         self.seen = SeenExperts.load(
             self.path,
             plan.name,
-            plan.model,
+            plan.model or (plan.local.model if plan.local is not None else None),
             self.source,
             observe=experts.observe,
             imbalance=experts.imbalance,

@@ -120,7 +120,7 @@ def _routing_seen(backend: BackendPlan, model: str, format_name: str | None) -> 
         kept = read_kept(path_of(backend.name))
         if kept is None:
             return None
-        if kept.model not in (backend.model, model):
+        if kept.model != model:
             raise ValueError(f"it is of {kept.model or 'a model without a name'}, not of {model}")
         return _frequencies(kept, spec)
     except (OSError, ValueError, UserError) as error:
