@@ -84,7 +84,7 @@ def _screen(seen: ExpertsSeen, console: Console, backend: str | None, trouble: s
         file=drawn,
         width=console.width,
         force_terminal=True,
-        color_system="standard" if console.color_system else None,
+        color_system="truecolor" if console.color_system else None,
         no_color=console.no_color,
         legacy_windows=False,
     )

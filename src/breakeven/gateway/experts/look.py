@@ -295,6 +295,8 @@ class BackendLook:
         text += read(answer, thoughts=True).text
         if not text:
             raise SkippedError(NOT_TEXT)
+        if not text:
+            raise SkippedError(NOT_TEXT)
         reader = self._reader
         if reader is None:
             assert engine.weights is not None
