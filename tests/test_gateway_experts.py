@@ -522,6 +522,8 @@ class Watching:
             new_reader=self.reader,  # type: ignore[arg-type]
             clock=lambda: self.now_s,
         )
+        # What this process took by now depends on the tests before; the engine that is played has worked for long.
+        self.part._looks["b"].engine.seconds = 1e6
 
     def reader(self, weights: Path, tokens: int) -> Reader:
         self.readers.append(Reader(weights, tokens))
