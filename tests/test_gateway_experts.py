@@ -594,7 +594,7 @@ def test_a_chat_is_read_in_its_engines_template_with_its_answer(line: Line) -> N
         assert seen.tokens == sum(map(len, reader.texts))
         assert "anna" in [each.name for each in seen.keys]
         assert "de" in [each.name for each in seen.languages]
-        assert any("loading its weights" in text for text in seen.caveats)
+        assert any("Loading its weights" in text for text in seen.caveats)
 
     asyncio.run(watched(line, scenario, tokens=64))
 

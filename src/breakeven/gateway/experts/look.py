@@ -198,7 +198,7 @@ class BackendLook:
         found = self.seen.report(now_s)
         if found is None or not self.load_cpu_s:
             return found
-        told = f"loading its weights to look at them took {self.load_cpu_s:.2g} s of CPU, which its share leaves out"
+        told = f"Loading its weights to look at them took {self.load_cpu_s:.2g} s of CPU, which its share leaves out."
         return msgspec.structs.replace(found, caveats=[*found.caveats, told])
 
     @contextlib.contextmanager
