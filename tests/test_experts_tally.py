@@ -97,7 +97,7 @@ def test_what_is_kept_is_what_was_seen(tmp_path_factory: pytest.TempPathFactory,
     one.save(path)
     if one.report(NOON) is None or not path.exists():
         return
-    again = SeenExperts.load(path, "moe", "toy", "observed", observe=0.01)
+    again = SeenExperts("moe", "toy", "observed", observe=0.01).resume(path)
     assert again.report(NOON) == one.report(NOON)
 
 
@@ -373,7 +373,7 @@ def test_a_broken_file_begins_anew(tmp_path: Path, broken: str) -> None:
         kept = json.loads(whole)
         broken = json.dumps({**kept, "layers": [*kept["layers"], {"layer": 9, "frequencies": []}]})
     path.write_text(whole[: len(whole) // 2] if broken == "cut" else broken)
-    again = SeenExperts.load(path, "moe", "toy", "observed")
+    again = SeenExperts("moe", "toy", "observed").resume(path)
     assert again.report(NOON) is None
     again.add([0], [[3, 1]], tokens=2, at_s=NOON)
     assert any("could not be read" in text for text in told(again).caveats)
@@ -390,7 +390,7 @@ def test_a_file_in_which_one_byte_changed_is_read_or_left(
     packed = bytearray(base64.b64decode(kept["sums"]))
     packed[at % len(packed)] ^= change
     path.write_text(json.dumps({**kept, "sums": base64.b64encode(packed).decode()}))
-    again = SeenExperts.load(path, "moe", "toy", "observed")
+    again = SeenExperts("moe", "toy", "observed").resume(path)
     again.add([0], [[3, 1]], tokens=2, at_s=NOON)
     assert told(again).layers[0].shares
 
@@ -400,8 +400,8 @@ def test_another_model_s_file_is_left(tmp_path: Path) -> None:
     one.add([0], [[3, 1]], tokens=2, at_s=NOON)
     one.save(path)
     for name, model in (("moe", "other"), ("dense", "toy")):
-        assert SeenExperts.load(path, name, model, "observed").report(NOON) is None
-    assert SeenExperts.load(tmp_path / "none.json", "moe", "toy", "observed").report(NOON) is None
+        assert SeenExperts(name, model, "observed").resume(path).report(NOON) is None
+    assert SeenExperts("moe", "toy", "observed").resume(tmp_path / "none.json").report(NOON) is None
 
 
 @given(st.text(min_size=1, max_size=400))

@@ -168,15 +168,14 @@ class BackendLook:
         self.plan, self.experts, self._new_reader, self._clock = plan, experts, new_reader, clock
         self.source = seen_by(engine_behind(plan), experts)
         self.path = path_of(plan.name)
-        self.seen = SeenExperts.load(
-            self.path,
+        self.seen = SeenExperts(
             plan.name,
             plan.model or (plan.local.model if plan.local is not None else None),
             self.source,
             observe=experts.observe,
             imbalance=experts.imbalance,
             drift=experts.drift,
-        )
+        ).resume(self.path)
         self.changed = self.alarmed = False
         self.trouble = ""
         self.cpu_s = self.load_cpu_s = 0.0

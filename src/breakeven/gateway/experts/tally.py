@@ -1,6 +1,6 @@
 """What is seen of one backend's experts, said: load by layer, drift since last week, who is apart, alarms.
 
-Pure but for `save` and `load`: no clock and no socket.
+Pure but for `save` and `resume`: no clock and no socket.
 
 Legend: L layers that route, E experts
 """
@@ -281,27 +281,15 @@ class SeenExperts:
                 skipped=self.skipped,
             )
 
-    @classmethod
-    def load(
-        cls,
-        path: Path,
-        backend: str,
-        model: str | None,
-        source: Source,
-        *,
-        observe: float | None = None,
-        imbalance: float | None = None,
-        drift: float | None = None,
-    ) -> Self:
-        """What was kept there of this backend, else nothing seen yet: of another model, or broken, it is left."""
-        made = cls(backend, model, source, observe=observe, imbalance=imbalance, drift=drift)
+    def resume(self, path: Path) -> Self:
+        """Go on from what was kept there of this backend; of another model, or broken, it is left."""
         try:
             kept = read_kept(path)
-            if kept is not None and (kept.backend, kept.model, kept.source) == (backend, model, source):
-                made._seen, made.skipped = unpacked(kept), kept.skipped
+            if kept is not None and (kept.backend, kept.model, kept.source) == (self.backend, self.model, self.source):
+                self._seen, self.skipped = unpacked(kept), kept.skipped
         except (OSError, ValueError):
-            made._note = f"What was seen before could not be read from {path.name}, so counting began anew."
-        return made
+            self._note = f"What was seen before could not be read from {path.name}, so counting began anew."
+        return self
 
 
 def _layers(seen: Gathered, per_token: int | None, drift_L: Floats | None, chance_L: Floats | None) -> list[LayerSeen]:
