@@ -230,7 +230,8 @@ def main() -> None:
         sys.stderr.write(f"{question.asked}: {stands(question, choices[-1])}\n")
     all_of = list(zip(range(1, len(QUESTIONS) + 1), QUESTIONS, choices, strict=True))
     stand = [stands(question, choice) for _, question, choice in all_of]
-    counts = ", ".join(f"{stand.count(word)} {word}" for word in ("agrees", "equal", "differs")) + f" of {len(stand)}."
+    said = {"agrees": "agree", "equal": "are equal", "differs": "differ"}
+    counts = ", ".join(f"{stand.count(word)} {text}" for word, text in said.items()) + f", of {len(stand)}."
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     lines = [HEAD.format(version=__version__, date=date, counts=counts).rstrip()]
     lines += [line_of(*each) for each in all_of]

@@ -147,6 +147,19 @@ def test_shares_are_told_from_one_machine_to_alone() -> None:
     assert words.kept_line(made.dense(shares=shares)) == "keeps 100 % with 1 machine, 99.9 % (99-100) alone"
 
 
+def test_a_share_under_overload_is_not_told_as_one() -> None:
+    shares = [
+        ShareKept(machines=1, share=made.exact(0.68), overloaded=True),
+        ShareKept(machines=2, share=made.exact(0.4), overloaded=True),
+        ShareKept(machines=3, share=made.exact(0.97)),
+        ShareKept(machines=None, share=made.exact(0.99)),
+    ]
+    assert words.kept_line(made.dense(shares=shares)) == (
+        "overloaded with up to 2 machines, keeps 97 % with 3, 99 % alone"
+    )
+    assert words.kept_cell(made.dense(shares=shares)) == "over/over/97/99"
+
+
 def test_large_loads_and_bills_are_written_out() -> None:
     assert rate_text(1000.0) == "1,000 requests/s"
     assert rate_text(20.0) == "20 requests/s"

@@ -12,7 +12,7 @@ from breakeven.forecast.constants import Constants, Error, Profile, ProfileOrigi
 from breakeven.forecast.fleet import SIZES, FleetCapacity
 from breakeven.forecast.model import StepModel, step_model
 from breakeven.forecast.pooled import Stream, climb, fleet_capacity_of, stream_of
-from breakeven.forecast.serving import capacity_of, saturation_per_s
+from breakeven.forecast.serving import capacity_of, has_enough_to_fill, saturation_per_s
 from breakeven.forecast.shares import fewest_at, shares_at
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.model.catalogue import lookup
@@ -211,6 +211,28 @@ def test_the_fewest_keep_it_and_one_fewer_do_not(times: float, bursty: FleetCapa
         assert found.below.value < SHARE
     wrong = FleetCapacity((1,), (bursty.one.scaled(0.25),))
     assert fewest_at(model(), POLICY, BURSTY, LEVEL, SHARE, None, rate, wrong).replicas == found.replicas
+
+
+def test_a_run_that_ends_before_its_queue_is_long_makes_no_fleet_enough(bursty: FleetCapacity) -> None:
+    top = bursty.saturation_per_s
+    assert top is not None
+    patient, rate = Slo(e2e_s=1e4), 2.5 * top.value
+    found = shares_at(model(), POLICY, BURSTY, patient, SHARE, rate)
+    assert found is not None
+    assert [share.value for _, share in found.by_replicas] == [1.0] * 3
+    assert [found.overloads(n) for n in (1, 2, 3)] == [True, True, False]
+    curve = FleetCapacity((1,), (top,), top)
+    assert fewest_at(model(), POLICY, BURSTY, patient, SHARE, None, rate, curve).replicas == 3
+
+
+def test_too_few_conversations_to_fill_a_machine_overload_none() -> None:
+    asked, many = workload(1.0, turns=10), replace(POLICY, max_sequences=64)
+    stream = stream_of(model(), many, asked, None)
+    assert stream is not None
+    assert not has_enough_to_fill(stream.one)
+    found = shares_at(model(), many, asked, Slo(e2e_s=1e4), SHARE, 2 * saturation_per_s(stream.one), sizes=(1,))
+    assert found is not None
+    assert not found.overloads(1)
 
 
 def test_a_fleet_too_large_to_play_is_the_curves_word(bursty: FleetCapacity) -> None:

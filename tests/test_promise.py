@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.answer.promise import FEW, Promise, edge_text, judged, miss_text, nobody_text, taken
+from breakeven.answer.promise import FEW, Promise, edge_text, judged, many_text, miss_text, nobody_text, taken
 from breakeven.answer.worlds import Contender, Doubt, factors
 from breakeven.forecast.fleet import FleetCapacity
 from breakeven.forecast.shares import Miss
@@ -63,6 +66,15 @@ def test_two_machines_are_borderline_only_where_the_sure_fleet_is_far_larger() -
 def test_a_wide_interval_makes_nobody_borderline_who_is_far_from_the_promise() -> None:
     far = kept((0.55, 0.0, 1.0), (0.94, 0.5, 1.0), (0.99, 0.6, 1.0), alone=(1.0, 0.99, 1.0))
     assert judged(far, 2, 0.9) == Promise(tuple(far), 2)
+
+
+def test_who_is_overloaded_keeps_nothing_however_well_a_short_run_ends() -> None:
+    short = kept((0.97, 0.9, 1.0), (0.89, 0.8, 0.95), (0.95, 0.93, 0.97), alone=(0.97, 0.95, 0.98))
+    few = [msgspec.structs.replace(share, overloaded=share.machines in (1, 2)) for share in short]
+    found = judged(few, 3, 0.9)
+    assert (found.machines, found.edge) == (3, None)
+    crowd = FleetCapacity((1,), (bracketed(0.1, 0.1, 0.1),), bracketed(0.2, 0.2, 0.2))
+    assert "bursts, and 1 machine is overloaded" in many_text(dataclasses.replace(found, machines=30), crowd, 1.0)
 
 
 def test_what_was_simulated_goes_before_the_curve() -> None:

@@ -58,18 +58,18 @@ def judged(shares: Sequence[ShareKept], fewest: int | None, asked: float) -> Pro
 
     `shares`: by machines, ascending, and alone (`machines` None) among them. Borderline are the fewest whose interval
     reaches `asked` while the value does not but is near it, if that is one machine, or a sure fleet is far larger or
-    there is none.
+    there is none. Who is overloaded keeps nothing, whatever a run as short as the study's says.
     """
     alone = next((each for each in shares if each.machines is None), None)
     if alone is not None and alone.share.most < asked:
         return Promise(tuple(shares), None, never=never_text(alone))
-    few = [(each.machines, each.share.value >= asked) for each in shares if each.machines is not None]
-    kept = next((n for n, keeps in few if keeps), None)
+    few = [(each.machines, keeps(each, asked)) for each in shares if each.machines is not None]
+    kept = next((n for n, kept_there in few if kept_there), None)
     if fewest is not None:
         # A fleet too large to be simulated is told by the curve; what was simulated here goes before it.
         fewest = kept if kept is not None else max(fewest, max((n for n, _ in few), default=0) + 1)
     for each in shares:
-        if each.machines is None:
+        if each.machines is None or each.overloaded:
             continue
         if each.share.value >= asked or (fewest is not None and each.machines >= fewest):
             break
@@ -80,9 +80,16 @@ def judged(shares: Sequence[ShareKept], fewest: int | None, asked: float) -> Pro
     return Promise(tuple(shares), fewest)
 
 
+def keeps(kept: ShareKept, asked: float) -> bool:
+    """Whether the promise is kept, for as long as the load may last."""
+    return kept.share.value >= asked and not kept.overloaded
+
+
 def kept_by(shares: Shares) -> list[ShareKept]:
     """Shares by machines, ascending, and alone, as results hold them."""
-    found = [ShareKept(machines=n, share=share.plain()) for n, share in shares.by_replicas]
+    found = [
+        ShareKept(machines=n, share=share.plain(), overloaded=shares.overloads(n)) for n, share in shares.by_replicas
+    ]
     worst = None if shares.alone.miss is None else miss_text(shares.alone.miss)
     return [*found, ShareKept(machines=None, share=shares.alone.share.plain(), worst=worst)]
 
@@ -149,9 +156,14 @@ def many_text(promise: Promise, fleet: FleetCapacity, rate_per_s: float) -> str:
     if slow > 2 * promise.machines:
         most = f"{slow:.0f} machines" if math.isfinite(slow) else "more machines than there may be"
         band = f"; if its steps are as long as they may be, {most}"
+    one = (
+        "1 machine is overloaded"
+        if first.overloaded
+        else f"with 1 machine {band_text(first.share)} of them keep the service level"
+    )
     return (
         f"takes {promise.machines} machines where throughput alone would take {math.ceil(busy)}: requests come in "
-        f"bursts, and with 1 machine {band_text(first.share)} of them keep the service level{band}"
+        f"bursts, and {one}{band}"
     )
 
 
@@ -237,7 +249,7 @@ class WhatIsAsked:
     def promise(self, model: StepModel, fleet: FleetCapacity) -> Promise:
         """How the promise is kept at the load."""
         shares = self.shares(model, FEW)
-        kept = [each.machines for each in shares if each.machines and each.share.value >= self.good_share]
+        kept = [each.machines for each in shares if each.machines and keeps(each, self.good_share)]
         fewest = min(kept) if kept else self._fewest(model, fleet)
         found = judged(shares, fewest, self.good_share)
         if found.machines is not None or found.never is not None or not shares:

@@ -125,19 +125,17 @@ def replica_of(
 
 
 def saturation_per_s(replica: TrialReplica) -> float:
-    """Requests a second of a replica that always has another one waiting; in conversations, without any thinking."""
+    """Requests a second of a replica that always has another one waiting; in conversations, without any thinking.
+
+    Of conversations with many turns, and of short traces, there may be too few to fill it: see `has_enough_to_fill`.
+    """
     asked = replica.requests
     n = len(asked)
-    mean = float(np.mean(asked.prompt_tokens_N + asked.output_tokens_N))
-    kv_tokens = replica.policy.kv_tokens
-    most = replica.policy.max_sequences + 1
-    # One more than it holds keeps it full; a third of all leaves a steady part to look at.
-    streams = most if kv_tokens is None else min(most, math.ceil(kv_tokens / mean) + 1)
     loop = replace(
         asked,
         arrival_s_N=np.full(n, np.nan),
         think_s_N=None if asked.think_s_N is None else np.zeros(n),
-        streams=max(1, min(streams, int(np.sum(asked.heads)) // 3)),
+        streams=max(1, min(_filling(replica), _steady(replica))),
     )
     run = simulate(loop, replica.model, replica.policy)
     ends_s = np.sort(run.end_s_N[run.served])
@@ -148,6 +146,25 @@ def saturation_per_s(replica: TrialReplica) -> float:
         first_s, last_s = 0.0, float(ends_s[-1])
     # After the first moment, up to the last: answers that end together must not be counted at both.
     return float(np.sum((ends_s > first_s) & (ends_s <= last_s))) / (last_s - first_s)
+
+
+def has_enough_to_fill(replica: TrialReplica) -> bool:
+    """Whether `saturation_per_s` is that of a full replica; else it is less than it can do."""
+    return _steady(replica) >= _filling(replica)
+
+
+def _filling(replica: TrialReplica) -> int:
+    """Streams that keep it full: one more than it holds."""
+    asked = replica.requests
+    mean = float(np.mean(asked.prompt_tokens_N + asked.output_tokens_N))
+    most = replica.policy.max_sequences + 1
+    kv_tokens = replica.policy.kv_tokens
+    return most if kv_tokens is None else min(most, math.ceil(kv_tokens / mean) + 1)
+
+
+def _steady(replica: TrialReplica) -> int:
+    """Streams that its requests feed for long enough: a third of all leaves a steady part to look at."""
+    return int(np.sum(replica.requests.heads)) // 3
 
 
 def capacity_of(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from breakeven.forecast.fleet import FleetCapacity
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.pooled import Bools, alone_run, alone_share, stream_of
-from breakeven.forecast.serving import TrialReplica, prefill_share
+from breakeven.forecast.serving import TrialReplica, has_enough_to_fill, prefill_share, saturation_per_s
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.results import Simulation
 from breakeven.stats.estimate import Estimate, bracketed
@@ -60,12 +60,18 @@ class Shares:
     """Of requests that keep the level at `rate_per_s`, by replicas that share them, and alone.
 
     `luck`: the same with the luck of the stream alone in the interval, as if the step model were right.
+    `saturation_per_s`: what one replica gets through at most; None where there are too few requests to tell.
     """
 
     rate_per_s: float
+    saturation_per_s: float | None
     by_replicas: tuple[tuple[int, Estimate], ...]
     luck: tuple[tuple[int, Estimate], ...]
     alone: Alone
+
+    def overloads(self, replicas: int) -> bool:
+        """Whether the queue of so many grows as long as the load lasts, so that their share is of the run's length."""
+        return _overloads(self.rate_per_s, replicas, self.saturation_per_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,7 @@ def shares_at(
         whole = found[n] if share.value == 1.0 and share.least == luck.least else None
     return Shares(
         rate_per_s,
+        _saturation(stream.one),
         tuple((n, share) for n, (share, _) in found.items()),
         tuple((n, luck) for n, (_, luck) in found.items()),
         alone(stream.one, slo) if whole is None else Alone(*whole, None),
@@ -137,7 +144,9 @@ def fewest_at(
     n = round(told)
     if n > SIMULATED or not stream.fills(n):
         return Fewest(n, None, None, simulated=False)
-    known: dict[int, bool] = {0: False}
+    # A short run may end before the queue of an overloaded fleet is long.
+    top = _saturation(stream.one)
+    known = {k: False for k in range(n) if k == 0 or _overloads(rate_per_s, k, top)}
 
     def keeps(k: int) -> bool:
         if k not in known:
@@ -165,6 +174,15 @@ def fewest_at(
     share, _ = _share(stream.before(n), slo, rate_per_s)
     below = _share(stream.before(n - 1), slo, rate_per_s)[0] if n > 1 else None
     return Fewest(n, share, below, simulated=True)
+
+
+def _saturation(one: TrialReplica) -> float | None:
+    """What it gets through at most; None where its requests do not tell."""
+    return (saturation_per_s(one) or None) if has_enough_to_fill(one) else None
+
+
+def _overloads(rate_per_s: float, replicas: int, top_per_s: float | None) -> bool:
+    return top_per_s is not None and rate_per_s > replicas * top_per_s
 
 
 def alone(one: TrialReplica, slo: Slo) -> Alone:

@@ -213,22 +213,30 @@ def memory_text(candidate: CandidateResult) -> str:
 
 
 def kept_line(candidate: CandidateResult) -> str:
-    """Shares kept by machines: "keeps 89.9 % (85-94) with 1 machine, 97 % with 2, 99 % alone; misses: TTFT"."""
+    """Shares kept by machines: "overloaded with 1, keeps 89.9 % (85-94) with 2, 99 % alone; missed most: TTFT"."""
     parts, full = [], False
+    over = max((kept.machines for kept in candidate.shares if kept.machines and kept.overloaded), default=0)
     for kept in candidate.shares:
-        if full and kept.machines is not None:
+        if kept.overloaded or (full and kept.machines is not None):
             continue  # more machines keep all of them too
         full = kept.share.value >= ALL
         few = "alone" if kept.machines is None else f"with {kept.machines}"
         parts.append(f"{share_text(kept.share)} {few}" + (" machine" if kept.machines == 1 else ""))
     worst = next((kept.worst for kept in reversed(candidate.shares) if kept.worst), None)
     borderline = f"{candidate.borderline}; " if candidate.borderline else ""
-    return f"{borderline}keeps {', '.join(parts)}" + (f"; missed most: {worst}" if worst else "")
+    few = "1 machine" if over == 1 else f"up to {over} machines"
+    overloaded = f"overloaded with {few}, " if over else ""
+    return f"{borderline}{overloaded}keeps {', '.join(parts)}" + (f"; missed most: {worst}" if worst else "")
 
 
 def kept_cell(candidate: CandidateResult) -> str:
-    """Percent kept with 1, 2 and 3 machines and alone, rounded down: "52/82/90/98"; empty where nobody knows."""
-    return "/".join(f"{math.floor(kept.share.value * 100 + 1e-9):.0f}" for kept in candidate.shares)
+    """Percent kept with 1, 2 and 3 machines and alone, rounded down: "52/82/90/98"; empty where nobody knows.
+
+    "over" where so many are overloaded: their share falls for as long as the load lasts.
+    """
+    return "/".join(
+        "over" if kept.overloaded else f"{math.floor(kept.share.value * 100 + 1e-9):.0f}" for kept in candidate.shares
+    )
 
 
 def share_text(share: Estimate) -> str:

@@ -145,7 +145,9 @@ def sentences(each: BackendExperts) -> list[str]:
     else:
         chance = "" if each.drift_by_chance is None else f" ({_share(each.drift_by_chance)} by chance)"
         found.append(f"Drift since last week: {_share(each.drift)}{chance}.")
-    told = f"{each.tokens:,} tokens" if each.requests is None else f"{each.requests:,} requests, {each.tokens:,} tokens"
+    told = f"{each.tokens:,} tokens"
+    if each.requests is not None:
+        told = f"{each.requests:,} request{'' if each.requests == 1 else 's'}, {told}"
     asked = "" if each.observe is None else f"; {_share(each.observe)} of the requests are to be"
     cost = "" if each.cpu_share is None else f" Looking took {_share(each.cpu_share)} of the engine's CPU time."
     source = SOURCES.get(each.source, each.source)

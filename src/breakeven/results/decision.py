@@ -46,6 +46,9 @@ class ShareKept(msgspec.Struct, frozen=True, kw_only=True):
     share: Estimate
     worst: str | None = None
     """The term that those miss which miss any, in words; None where none does."""
+    overloaded: bool = False
+    """More comes than so many machines get through: `share` falls for as long as the load lasts, and is that of a run
+    as long as the study's."""
 
 
 class CandidateResult(msgspec.Struct, frozen=True, kw_only=True):

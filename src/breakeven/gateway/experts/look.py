@@ -60,6 +60,7 @@ NOT_TEXT = "its prompt is not one text"
 HAS_PICTURES = "it holds pictures or sounds"
 UNREADABLE = "its routing could not be read"
 NOT_RETURNED = "its engine returned no routing"
+NOT_IN_STREAMS = "its engine returns no routing in streams"
 
 NewReader = Callable[[Path, int], RoutingReader]
 """The second process, from a weight file and the most tokens it reads at a time. Raises BreakevenError."""
@@ -166,7 +167,8 @@ class BackendLook:
     ) -> None:
         """With what was seen before; starts nothing."""
         self.plan, self.experts, self._new_reader, self._clock = plan, experts, new_reader, clock
-        self.source = seen_by(engine_behind(plan), experts)
+        self._engine = engine_behind(plan)
+        self.source = seen_by(self._engine, experts)
         self.path = path_of(plan.name)
         self.seen = SeenExperts(
             plan.name,
@@ -179,6 +181,8 @@ class BackendLook:
         self.changed = self.alarmed = False
         self.trouble = ""
         self.cpu_s = self.load_cpu_s = 0.0
+        self._reads, self._read_s = 0, 0.0
+        """Requests that were read again, and what that took."""
         self.engine = EngineTime(clock)
         self._reader: RoutingReader | None = None
         self._weights: Path | None = None
@@ -251,7 +255,10 @@ class BackendLook:
 
     def _within_share(self) -> bool:
         engine_s, observe = self.engine.seconds, self.experts.observe
-        return engine_s is None or observe is None or self.cpu_s <= OWN_SHARE * observe * engine_s
+        if engine_s is None or observe is None:
+            return True
+        usual_s = self._read_s / self._reads if self._reads else 0.0
+        return self.cpu_s + usual_s <= OWN_SHARE * observe * engine_s
 
     # One request, in a thread apart.
 
@@ -280,6 +287,8 @@ class BackendLook:
         except UserError as error:
             self.trouble = one_line(f"the routing it returns cannot be read: {error}", MOST_TROUBLE)
             raise SkippedError(UNREADABLE) from None
+        if found is None and self._engine == "vllm" and answer.lstrip()[:1] != b"{":
+            raise SkippedError(NOT_IN_STREAMS)  # as of 0.32, however it was started
         if found is None:
             self.trouble = f"it returns no routing with its answers; start its engine with {RETURN_FLAG}"
             raise SkippedError(NOT_RETURNED)
@@ -292,8 +301,6 @@ class BackendLook:
             raise SkippedError(HAS_PICTURES)
         text = _rendered(engine.port, key, asked) if note.endpoint == CHAT else _prompt_of(asked)
         text += read(answer, thoughts=True).text
-        if not text:
-            raise SkippedError(NOT_TEXT)
         if not text:
             raise SkippedError(NOT_TEXT)
         reader = self._reader
@@ -310,6 +317,8 @@ class BackendLook:
         except UserError:  # nothing of it is a token
             raise SkippedError(UNREADABLE) from None
         self.cpu_s += found.cpu_s
+        self._reads += 1
+        self._read_s += found.cpu_s
         return RoutedRequest(found.layers, found.choices_LE, found.tokens)
 
 

@@ -253,11 +253,12 @@ class SeenExperts:
     def _caveats(self, seen: Gathered) -> list[str]:
         told = [self._note] if self._note else []
         if not seen.whole.enough():
-            what = "minutes" if self.source == "counted" else "requests"
+            what = "minute" if self.source == "counted" else "request"
+            many = "" if seen.whole.requests == 1 else "s"
             told.append(
-                f"Only {seen.whole.requests:,} {what} and {seen.whole.tokens:,} tokens were seen, which tell as much "
-                f"as {seen.whole.like:.0f} of equal length, so shares are rough: {LEAST_REQUESTS} of equal length and "
-                f"{LEAST_TOKENS:,} tokens are needed for hot experts, drift and alarms."
+                f"Only {seen.whole.requests:,} {what}{many} and {seen.whole.tokens:,} tokens were seen, which tell as "
+                f"much as {seen.whole.like:.0f} of equal length, so shares are rough: {LEAST_REQUESTS} of equal length "
+                f"and {LEAST_TOKENS:,} tokens are needed for hot experts, drift and alarms."
             )
         if self.source == "counted":
             told.append(
