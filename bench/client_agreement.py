@@ -165,7 +165,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as directory,
         LlamaCppServer(
             asked.gguf, context=asked.prompt_chars + asked.tokens + 16, slots=asked.streams,
-            log=Path(directory) / "server.log", wait_policy="passive",
+            log=Path(directory) / "server.log",
         ) as backend,
     ):  # fmt: skip
         work = Path(directory)

@@ -144,7 +144,6 @@ def measured(case: Case, directory: Path) -> tuple[Sizes, str]:
                 flash_attention=None if case.flash else False,
                 embeddings=case.every_logit,
                 verbose=True,
-                wait_policy="passive",
             )
             with server as backend:
                 build = backend.settings["build"]

@@ -359,7 +359,6 @@ def test_llama_cpp_starts_with_the_keys_and_values_asked_for(tmp_path: Path, smo
             slots=1,
             log=tmp_path / "log",
             threads=2,
-            wait_policy="passive",
             kv=kv,
         )
         assert running.backend.settings["kv_type"] == "q8_0"

@@ -363,7 +363,7 @@ def test_a_corpus_may_be_shorter_than_a_prompt() -> None:
 @pytest.fixture(scope="module")
 def llama(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     log = tmp_path_factory.mktemp("engine") / "llama.log"
-    with LlamaCppServer(smollm2_gguf, context=512, slots=1, log=log, wait_policy="passive", name="smol") as backend:
+    with LlamaCppServer(smollm2_gguf, context=512, slots=1, log=log, name="smol") as backend:
         yield backend
 
 

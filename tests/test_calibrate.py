@@ -199,7 +199,7 @@ def visits_made(
     clock = SimpleNamespace(now=0.0)
     made: list[tuple[str, list[int]]] = []
 
-    def probe(self: Any, subject: Any, blocks: Any, energy: object, *, passive: bool) -> Visit:
+    def probe(self: Any, subject: Any, blocks: Any, energy: object) -> Visit:
         made.append((subject.name, [number for _, number in blocks]))
         for load, number in blocks:
             name = f"{subject.name}/{load.streams}/{load.prompt_tokens}/{number}"

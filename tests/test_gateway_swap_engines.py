@@ -311,7 +311,7 @@ def test_two_real_engines_swap_within_memory(
             await answers("dense")
             (engine,) = engines_below()
             assert "canary-5d1f" not in json.dumps(engine.environ())
-            assert engine.environ()["OMP_WAIT_POLICY"] == "PASSIVE"
+            assert engine.environ()["GOMP_SPINCOUNT"] == "10000"
             block.load.put(1, rows["moe"], UnderWay.WANTED, 3)
             await until(lambda: state("moe") is State.READY)
             block.load.put(1, rows["moe"], UnderWay.WANTED, 0)
@@ -422,7 +422,6 @@ def smol(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             slots=2,
             log=log,
             threads=1,
-            wait_policy="passive",
             share_prefixes=True,
             environment=scrubbed(os.environ),
         )
@@ -510,9 +509,7 @@ def test_tools_reach_a_model_whose_template_knows_them(pair: GatewayPlan, tmp_pa
     body = {"model": "x", "messages": WORDS["messages"], "max_tokens": 1}
     with ExitStack() as stack:
         source = parse_source(str(path))
-        running = start(
-            stack, source, path, context=512, slots=1, log=tmp_path / "log", threads=1, wait_policy="passive"
-        )
+        running = start(stack, source, path, context=512, slots=1, log=tmp_path / "log", threads=1)
         chat = f"{running.backend.url}/v1/chat/completions"
         without, with_tool = ask(chat, body), ask(chat, {**body, "tools": [{"type": "function", "function": tool}]})
     assert (without[0], with_tool[0]) == (200, 200)

@@ -38,6 +38,6 @@ def test_streams_and_cancels_of_llama_cpp(smollm2_gguf: Path, tmp_path: Path) ->
                 assert story.ends == []
                 await asyncio.sleep(0.05)
 
-    server = LlamaCppServer(smollm2_gguf, context=2048, slots=1, threads=1, log=tmp_path / "log", wait_policy="passive")
+    server = LlamaCppServer(smollm2_gguf, context=2048, slots=1, threads=1, log=tmp_path / "log")
     with server as backend:
         uvloop.run(test(backend.url))

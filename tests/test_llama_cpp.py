@@ -49,7 +49,6 @@ def running(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         context=256,
         slots=2,
         log=tmp_path_factory.mktemp("engine") / "log" / "llama.log",
-        wait_policy="passive",
         name="smol",
     )
     with server as backend:
@@ -64,7 +63,7 @@ def test_it_says_how_it_runs(running: tuple[LlamaCppServer, Backend]) -> None:
     expected = {"engine": "llama.cpp", "threads": str(available_threads()), "slots": "2", "context_per_slot": "256"}
     assert expected.items() <= backend.settings.items()
     assert backend.settings["build"].startswith("xllamacpp 20")
-    assert backend.settings["wait_policy"] == "passive"
+    assert backend.settings["wait_policy"] == "GOMP_SPINCOUNT=10000"
     assert "listening on" in server.log.read_text(errors="replace")
 
 

@@ -107,9 +107,7 @@ def test_a_directory_that_asks_for_it_is_started_so(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert kv_type([bare], "vllm", None) == "fp8"
     assert kv_type([bare], "vllm", "bf16") == "bf16"
-    serving = Serving(
-        context=64, slots=1, log=tmp_path / "log", threads=None, wait_policy=None, share_prefixes=False, kv="f16"
-    )
+    serving = Serving(context=64, slots=1, log=tmp_path / "log", threads=None, share_prefixes=False, kv="f16")
     server = ENGINES["vllm"].server(bare, tmp_path, serving)
     assert isinstance(server, VllmServer)
     # Asked for 16 bits it must be told so: unasked it does as the checkpoint says.

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from breakeven.engines import cache
 from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, LM_STUDIO, MLX, OLLAMA, SGLANG, VLLM
@@ -33,7 +32,6 @@ from breakeven.model.formats.named import gguf_types, kv_element_bytes
 from breakeven.model.resolve import split_format
 
 Progress = Callable[[int, int], None]
-WaitPolicy = Literal["passive"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,6 @@ class Serving:
     slots: int
     log: Path
     threads: int | None
-    wait_policy: WaitPolicy
     share_prefixes: bool
     embeddings: bool = False
     environment: Mapping[str, str] | None = None
@@ -112,7 +109,6 @@ def _llama_cpp(source: Source, path: Path, serving: Serving) -> KeptEngine:
         log=serving.log,
         name=source.name,
         threads=serving.threads,
-        wait_policy=serving.wait_policy,
         prompt_cache=serving.share_prefixes,
         embeddings=serving.embeddings,
         environment=serving.environment,
@@ -141,7 +137,6 @@ def _llama_server(source: Source, path: Path, serving: Serving) -> KeptEngine:
         log=serving.log,
         name=source.name,
         threads=serving.threads,
-        wait_policy=serving.wait_policy,
         prompt_cache=serving.share_prefixes,
         embeddings=serving.embeddings,
         environment=serving.environment,
@@ -170,7 +165,6 @@ def _vllm(source: Source, path: Path, serving: Serving) -> KeptEngine:
         log=serving.log,
         name=source.name,
         threads=serving.threads,
-        wait_policy=serving.wait_policy,
         dtype=dtype,
         prefix_caching=serving.share_prefixes,
         environment=serving.environment,

@@ -11,7 +11,7 @@ from pathlib import Path
 from breakeven.engines import openai_url
 from breakeven.engines.backend import LLAMA_CPP, LLAMA_SERVER, Backend
 from breakeven.engines.keeper import KeptEngine
-from breakeven.engines.kinds import Engine, Progress, Serving, WaitPolicy, engine_named, stored_in
+from breakeven.engines.kinds import Engine, Progress, Serving, engine_named, stored_in
 from breakeven.engines.source import Source, weight_format
 from breakeven.errors import EngineError, UserError
 from breakeven.hardware.placement import AUTO, Placement
@@ -124,7 +124,6 @@ def start(
     slots: int,
     log: Path,
     threads: int | None,
-    wait_policy: WaitPolicy = None,
     engine: str = LLAMA_CPP,
     share_prefixes: bool = False,
     embeddings: bool = False,
@@ -137,9 +136,8 @@ def start(
 ) -> Running:
     """Start or connect to a candidate; the engine stops when `stack` closes.
 
-    `path` is what `weights_of` gave for this `engine`. `wait_policy` "passive" lets the engine's threads sleep at
-    barriers, for a machine that has other work. `share_prefixes` keeps the keys and values of earlier prompts; without,
-    every request starts cold unless it says otherwise. `key`: what whoever asks it must know, where it is an
+    `path` is what `weights_of` gave for this `engine`. `share_prefixes` keeps the keys and values of earlier prompts;
+    without, every request starts cold unless it says otherwise. `key`: what whoever asks it must know, where it is an
     engine that can be told one. `chat`: a server is asked for chat alone. What else there is: as in `Serving`.
     """
     if source.url is not None:
@@ -147,9 +145,7 @@ def start(
     assert path is not None
     kind = engine_named(engine)
     kind.check_placement(placement, arguments)
-    serving = Serving(
-        context, slots, log, threads, wait_policy, share_prefixes, embeddings, environment, kv, placement, arguments
-    )
+    serving = Serving(context, slots, log, threads, share_prefixes, embeddings, environment, kv, placement, arguments)
     server = kind.server(source, path, serving)
     server.key = key if server.ours else None
     backend = stack.enter_context(server)

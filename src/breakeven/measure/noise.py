@@ -285,16 +285,3 @@ def _merged(reasons: Sequence[str]) -> list[str]:
 
 def _largest(values: Iterable[float | None]) -> float | None:
     return max((value for value in values if value is not None), default=None)
-
-
-QUIET_CHECK_S = 0.5
-"""How long to listen before engines start. Their threads spin at barriers, which other work turns from a gain of 4 %
-into a loss of 80 % (30 to 4 tok/s beside one busy process on two cores), so on a busy machine they sleep."""
-
-
-def busy(listen_s: float = QUIET_CHECK_S, limits: QuietLimits = LIMITS) -> bool:
-    """True when other processes use more of the CPU than a quiet machine allows, over the next `listen_s` seconds."""
-    before = sample()
-    time.sleep(listen_s)
-    share = assess(before, sample(), limits=limits).other_cpu_share
-    return share is not None and share > limits.other_cpu_share

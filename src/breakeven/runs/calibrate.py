@@ -32,7 +32,6 @@ from breakeven.forecast.constants import Profile, ProfileOrigin, step_engine
 from breakeven.forecast.profiles import save_profile
 from breakeven.hardware.machine import Gpu, HostMemory, MachineSpec
 from breakeven.hardware.reader import read_machine
-from breakeven.measure import noise
 from breakeven.measure.energy import EnergyCounter, open_counter
 from breakeven.measure.events import BackendReady, BackendStopped, Event, EventWriter, StudyStarted, StudyStopped
 from breakeven.measure.probe import ProbeRun
@@ -185,7 +184,6 @@ class _Run:
         """Measure. The first probes run whatever the budget, the others when they are expected to end within it."""
         energy = None if self.options.urls else open_counter()
         self.idle_w = _idle_watts(energy)
-        passive = noise.busy()
         took: dict[str, Visit] = {}
         subjects = self.chosen.subjects
         models = list(dict.fromkeys(subject.spec.name for subject in subjects))[:LEAST_PROBES]
@@ -202,14 +200,12 @@ class _Run:
                     if cycle == 0:
                         return
                     continue
-                took[subject.name] = self._probe(subject, left, energy, passive=passive)
+                took[subject.name] = self._probe(subject, left, energy)
                 visited += 1
             if too_long and not visited:
                 return
 
-    def _probe(
-        self, subject: Subject, blocks: Sequence[tuple[ProbeLoad, int]], energy: EnergyCounter | None, *, passive: bool
-    ) -> Visit:
+    def _probe(self, subject: Subject, blocks: Sequence[tuple[ProbeLoad, int]], energy: EnergyCounter | None) -> Visit:
         """Load a probe, run `blocks`, each a load and its round, and unload it."""
         began = time.monotonic()
         engine = self.chosen.engine
@@ -228,7 +224,6 @@ class _Run:
                 slots=slots,
                 log=self.directory / f"{subject.name}.log",
                 threads=self.options.threads,
-                wait_policy="passive" if passive else None,
                 engine=engine.name if engine else LLAMA_CPP,  # of a URL nobody asks
                 kv=self.chosen.kv,
                 placement=subject.placement,

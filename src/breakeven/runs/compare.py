@@ -20,9 +20,8 @@ from breakeven.engines.synthesis.routing import ExpertUse
 from breakeven.engines.synthesis.write import check_routable
 from breakeven.errors import BreakevenError, UserError
 from breakeven.hardware.reader import read_machine
-from breakeven.measure import noise
 from breakeven.measure.energy import open_counter
-from breakeven.measure.events import BackendReady, Event, EventWriter, StudyStarted, StudyStopped
+from breakeven.measure.events import Event, EventWriter, StudyStarted, StudyStopped
 from breakeven.measure.paired.blocks import blocks_of
 from breakeven.measure.paired.plan import Plan
 from breakeven.measure.paired.run import PairedRun
@@ -148,7 +147,6 @@ def compare(
             kv=kv,
             threads=options.threads,
             gpus=machine.gpus,
-            passive=_passive(history),
             on_phase=show.phase,
             record=lambda event: _add(log, history, event),
         )
@@ -184,16 +182,6 @@ def _in_turns(history: Sequence[Event], apart: str | None) -> bool:
             f"this study began with all candidates up at once, but now {apart.rstrip('.')}; close other programs"
         )
     return begun[0].turn is not None if begun else apart is not None
-
-
-def _passive(history: Sequence[Event]) -> bool:
-    """Whether engines' threads sleep at barriers: as in what was measured already, else by how busy the machine is now.
-
-    Asked once for all candidates. Asked at each start, a passing neighbour gives it to one of them: the same model then
-    decoded at 0.70 times its own rate.
-    """
-    told = [event.settings.get("wait_policy") for event in history if isinstance(event, BackendReady)]
-    return "passive" in told if any(told) else noise.busy()
 
 
 def _measured(crew: Candidates, plan: Plan, log: EventWriter, history: list[Event], show: _Show, in_turns: bool) -> str:

@@ -22,7 +22,7 @@ from breakeven.engines.source import SYNTHETIC, Source, assumed_caveats, slug
 from breakeven.engines.start import Running, format_of, weights_of
 from breakeven.errors import UserError
 from breakeven.hardware.reader import read_machine
-from breakeven.measure import events, noise
+from breakeven.measure import events
 from breakeven.measure.bodies import Bodies, prepare_bodies
 from breakeven.measure.ceiling import measure_ceiling
 from breakeven.measure.energy import open_counter
@@ -269,7 +269,6 @@ class Session:
             threads=options.threads,
             share_prefixes=self._workload.sharing,
             chat=self._workload.chat,
-            passive=len(sources) > 1 or noise.busy(),
             on_phase=self._on_phase,
             # What is up before the log is opened stands in its opening.
             record=lambda event: self._log.append(event) if self.in_turns else None,

@@ -226,8 +226,6 @@ class Candidates:
     gpus: Sequence[Gpu] = ()
     """The machine's, whose memory is watched while a candidate is up."""
     watches: dict[str, DeviceMemory] = field(default_factory=dict)
-    passive: bool
-    """Their threads sleep rather than spin: one word for all, as it may be worth more than two models differ."""
     on_phase: Callable[[str, str], None]
     record: Callable[[BackendReady | BackendStopped], None] = lambda event: None
 
@@ -244,7 +242,6 @@ class Candidates:
             slots=self.slots,
             log=self.directory / f"{slug(source.name)}.log",
             threads=self.threads,
-            wait_policy="passive" if self.passive else None,
             engine=way.engine.name,
             share_prefixes=self.share_prefixes,
             chat=self.chat,

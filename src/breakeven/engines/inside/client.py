@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from breakeven.engines.inside import child as m
 from breakeven.engines.inside.observe import COMBINATION, EXPERTS, KINDS, ROUTER
 from breakeven.engines.inside.summary import Traced
-from breakeven.engines.keeper import log_lines
+from breakeven.engines.keeper import log_lines, with_spin
 from breakeven.errors import EngineError, NotSupportedError, UserError
 from breakeven.hardware.reader import available_threads
 from breakeven.results.comparison import NodeProfile, NodeTime
@@ -45,14 +45,6 @@ OnStep = Callable[[str, float], None]
 
 class TooLongError(EngineError):
     """Looking inside took longer than it may."""
-
-
-WAIT_SETTINGS: Mapping[str, str] = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
-"""How idle OpenMP threads wait, unless the environment says otherwise: spin some microseconds, then sleep.
-
-Without a spin every node pays for waking a thread, which made the small nodes of SmolLM2-135M four times slower; with
-GNU OpenMP's own default, one busy neighbour on two cores cost nine tenths of the speed.
-"""
 
 
 class ChildProcess:
@@ -81,7 +73,7 @@ class ChildProcess:
         self._scratch = tempfile.TemporaryDirectory(prefix="breakeven-inside-")
         self.folder = Path(self._scratch.name)
         self._log = (self.folder / "stderr").open("wb")
-        environment = {**WAIT_SETTINGS, **os.environ, **(environment or {})}
+        environment = with_spin({**os.environ, **(environment or {})})
         self._child = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,

@@ -11,7 +11,6 @@ import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from breakeven.engines.backend import LLAMA_SERVER, Backend
 from breakeven.engines.devices import (
@@ -23,7 +22,7 @@ from breakeven.engines.devices import (
     read_binary,
     spelled,
 )
-from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine, free_port
+from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine, free_port, spin_said, with_spin
 from breakeven.engines.llama_cpp.child import ALL_LAYERS
 from breakeven.engines.llama_cpp.report import experts_pattern, last_words, placed_of
 from breakeven.errors import EngineError, UserError
@@ -64,7 +63,6 @@ class LlamaServer(KeptEngine):
         micro_batch: int = 512,
         flash_attention: bool | None = None,
         kv_type: str = "f16",
-        wait_policy: Literal["active", "passive"] | None = None,
         name: str | None = None,
         prompt_cache: bool = False,
         embeddings: bool = False,
@@ -95,8 +93,7 @@ class LlamaServer(KeptEngine):
         }
         self._embeddings = embeddings
         self._random_weights = random_weights
-        self._wait_policy = wait_policy
-        self._environment = environment
+        self._environment = with_spin(os.environ if environment is None else environment)
 
     def last_words(self) -> str:
         """The last log lines that matter, as the tail of an error's one line."""
@@ -108,12 +105,10 @@ class LlamaServer(KeptEngine):
     def _bring_up(self) -> Backend:
         if not self.model.is_file():
             raise UserError(f"{self.model} does not exist or is not a file; give the path of a GGUF file")
-        environment = dict(os.environ if self._environment is None else self._environment)
+        environment = dict(self._environment)
         binary = read_binary(find_llama_server(environment))
         devices = devices_with(binary, self.arguments)
         flags = [*self._flags(binary), *placement_flags(binary, devices, self.placement), *self.arguments]
-        if self._wait_policy:
-            environment["OMP_WAIT_POLICY"] = self._wait_policy.upper()
         if self.key:
             environment["LLAMA_API_KEY"] = self.key  # an argument would stand in the list of processes
         barred: list[str] = []
@@ -132,7 +127,7 @@ class LlamaServer(KeptEngine):
             "gpu_layers": str(placed.gpu_layers) if placed and placed.gpu_layers is not None else "unknown",
             "flags": shlex.join(flags),
             **({"generates": "ASCII only"} if barred else {}),
-            "wait_policy": self._wait_policy or "default",
+            "wait_policy": spin_said(environment),
         }
         return Backend(url, self.name, None, settings, self._pid, load_s, placed)
 

@@ -6,13 +6,12 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from breakeven.engines.backend import LLAMA_CPP, Backend
 from breakeven.engines.devices import check_embedded
-from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine
+from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine, spin_said, with_spin
 from breakeven.engines.llama_cpp.child import KvType, ServerReady, ServerSettings
 from breakeven.engines.llama_cpp.report import last_words, placed_of
 from breakeven.errors import EngineError, UserError
@@ -23,10 +22,9 @@ from breakeven.hardware.reader import available_threads
 class LlamaCppServer(KeptEngine):
     """Context manager: starts llama.cpp on one GGUF in a child process and gives its `Backend`.
 
-    `wait_policy` "passive" lets idle engine threads sleep, which costs a few per cent on a quiet machine and saves the
-    run on a shared one; None leaves the engine's default. `placement`: as llama.cpp fits it to the GPUs that this build
-    lists, on the CPU where it lists none. `environment` is all that the child gets to see; None: what
-    this process has. `verbose` puts into the log what llama.cpp loads and reserves.
+    `placement`: as llama.cpp fits it to the GPUs that this build lists, on the CPU where it lists none. `environment`
+    is all that the child gets to see, beside how its threads wait (`keeper.SPIN`); None: what this process has.
+    `verbose` puts into the log what llama.cpp loads and reserves.
 
     Raises UserError for settings that cannot be, EngineError (with the last log lines) when the model does not load.
     """
@@ -48,7 +46,6 @@ class LlamaCppServer(KeptEngine):
         kv_type: KvType = "f16",
         placement: Placement = AUTO,
         repack: bool = True,
-        wait_policy: Literal["active", "passive"] | None = None,
         name: str | None = None,
         prompt_cache: bool = False,
         embeddings: bool = False,
@@ -76,8 +73,7 @@ class LlamaCppServer(KeptEngine):
             embeddings=embeddings,
             verbose=verbose,
         )
-        self._wait_policy = wait_policy
-        self._environment = environment
+        self._environment = with_spin(os.environ if environment is None else environment)
 
     def last_words(self) -> str:
         """The last log lines that matter, as the tail of an error's one line."""
@@ -103,18 +99,15 @@ class LlamaCppServer(KeptEngine):
             **self.settings.as_strings(),
             **({"devices": ", ".join(f"{gpu.place} ({gpu.description})" for gpu in gpus)} if gpus else {}),
             "gpu_layers": str(placed.gpu_layers) if placed else "0",
-            "wait_policy": self._wait_policy or "default",
+            "wait_policy": spin_said(self._environment),
         }
         return Backend(ready.url, self.name, None, settings, self._pid, load_s, placed)
 
     def _load(self) -> ServerReady:
         """Start the child and wait for its one message."""
-        environment = dict(os.environ if self._environment is None else self._environment)
-        if self._wait_policy:
-            environment["OMP_WAIT_POLICY"] = self._wait_policy.upper()
         settings = msgspec.structs.replace(self.settings, key=self.key, parent_pid=os.getpid())
         hello = msgspec.json.encode(settings) + b"\n"
-        message = self._spawn("breakeven.engines.llama_cpp.child", hello, environment)
+        message = self._spawn("breakeven.engines.llama_cpp.child", hello, self._environment)
         if message is None:
             waited = f"within {self._ready_timeout_s:.0f} s"
             raise EngineError(f"llama.cpp did not load {self.settings.model} {waited}{self.last_words()}")

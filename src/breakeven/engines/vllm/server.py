@@ -118,7 +118,6 @@ class VllmServer(KeptEngine):
         load_format: Literal["auto", "dummy"] = "auto",
         prefix_caching: bool = False,
         kv_cache_gib: int = 1,
-        wait_policy: Literal["active", "passive"] | None = None,
         name: str | None = None,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
@@ -141,10 +140,6 @@ class VllmServer(KeptEngine):
         self.environment["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", str(kv_cache_gib))
         if threads is not None:
             self.environment |= {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        if wait_policy:
-            # The two OpenMP runtimes vLLM may run on ask for different names.
-            self.environment |= {"OMP_WAIT_POLICY": wait_policy.upper()}
-            self.environment |= {"KMP_BLOCKTIME": "0" if wait_policy == "passive" else "infinite"}
         self._inherited = environment
         self._slots, self._context = slots, context
 

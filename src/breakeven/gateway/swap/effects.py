@@ -175,7 +175,6 @@ class _Keeper(threading.Thread):
             slots=plan.slots,
             log=self.log,
             threads=self.threads,
-            wait_policy="passive",  # its threads sleep at barriers, so that engines beside each other do not spin
             engine=plan.engine,
             share_prefixes=True,
             embeddings="/v1/embeddings" in self.backend.endpoints,
