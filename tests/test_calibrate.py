@@ -214,7 +214,6 @@ def visits_made(
     monkeypatch.setattr(runner._Run, "_probe", probe)
     monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(runner, "open_counter", lambda: None)
-    monkeypatch.setattr(runner.noise, "busy", lambda: False)
     asked = options(tmp_path, budget_s=budget_s)
     with EventWriter(tmp_path / "log.jsonl") as log:
         runner._Run(asked, runner.plan(asked, read_machine()), tmp_path, log, held, lambda state: None, 0.0).rounds()

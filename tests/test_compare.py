@@ -90,7 +90,9 @@ def test_two_small_models_get_a_verdict_a_log_and_a_page(pair: list[str], tmp_pa
         mine = [b for b in blocks if (b.model, b.streams) == (point.model, point.streams)]
         assert len(mine) >= 3
         assert point.decode_tokens_per_s is not None
-        assert sum(b.value("decode_tokens_per_s") is not None for b in mine) == point.decode_tokens_per_s.n
+        told = [b for b in mine if b.value("decode_tokens_per_s") is not None]
+        quiet = [b for b in told if not b.flagged]
+        assert len(quiet if len(quiet) >= 5 else told) == point.decode_tokens_per_s.n
     again = run_here("report", str(out), "--out", "again", "--json", cwd=tmp_path)
     assert msgspec.json.decode(again.stdout.encode(), type=Comparison) == result
     assert (tmp_path / "again" / "report.html").read_text() == page
