@@ -78,5 +78,5 @@ $(DOCS_STAMP): constraints-docs.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-docs .venv-judges .site results
+	rm -rf .venv .venv-docs .venv-judges .site
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -14,7 +14,7 @@ import pytest
 from typer.main import get_command
 
 import breakeven
-from breakeven.answer.claim_cases import PUBLISHED_SPREAD, ClaimCase, published_number, ratio_of
+from breakeven.answer.claim_cases import PUBLISHED_SPREAD, ClaimCase, listed, published_number, ratio_of
 from breakeven.answer.claim_numbers import QUANTITIES
 from breakeven.answer.claims import (
     AXES,
@@ -158,6 +158,12 @@ def test_a_part_asks_the_model_that_predict_asks() -> None:
     assert found.commands == [
         "breakeven predict qwen3-32b qwen3-30b-a3b --machine h100-sxm --format fp8 --batch 1,8 --context 512"
     ]
+
+
+def test_commands_write_whole_numbers_whole() -> None:
+    contexts = [ClaimCase(label="a", context=context) for context in (512, 1_048_576, 10_000_000)]
+    assert listed(contexts, "context") == "512,1048576,10000000"
+    assert listed([ClaimCase(label="a", rate=rate) for rate in (2.0, 0.125, 1 / 3)], "rate") == "2,0.125,0.333333"
 
 
 def test_a_case_nothing_is_known_of_stays_open_and_says_why() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from breakeven.errors import UserError
 from breakeven.forecast.constants import Constants
 from breakeven.forecast.model import StepModel, shard, step_model
 from breakeven.forecast.residency import ON_DEVICE
-from breakeven.forecast.routing import MOST_LEVELS, routing_known, skewed, with_frequencies
+from breakeven.forecast.routing import MOST_LEVELS, read_routing, routing_known, skewed, with_frequencies
 from breakeven.forecast.terms import ExpertGroup, Terms, occupancies, residency, step_parts, terms_of
 from breakeven.model.architecture import MoeFfn
 from breakeven.model.arithmetic import Phase as ArithmeticPhase
@@ -174,6 +177,13 @@ def test_measured_routing_keeps_its_occupancy(tokens: int, share: float) -> None
 def test_routing_of_another_model_is_refused(bad: list[list[float]]) -> None:
     with pytest.raises(UserError, match="route"):
         with_frequencies(terms("olmoe-1b-7b"), lookup("olmoe-1b-7b"), bad)
+
+
+def test_routing_without_frequencies_by_token_is_refused_in_words(tmp_path: Path) -> None:
+    kept = tmp_path / "experts-moe.json"  # of a backend that counts choices and not tokens
+    kept.write_text(json.dumps({"layers": [{"layer": layer, "frequencies": []} for layer in range(16)]}))
+    with pytest.raises(UserError, match="no frequencies by token are known"):
+        with_frequencies(terms("olmoe-1b-7b"), lookup("olmoe-1b-7b"), read_routing(kept))
 
 
 @given(st.integers(2, 512), st.integers(1, 8), st.floats(0, 3), st.integers(1, 300))

@@ -92,7 +92,12 @@ def ratio_of(a: Estimate, b: Estimate, own_share: float = 1.0) -> Estimate:
 
 
 def listed(cases: Sequence[ClaimCase], field: str) -> str:
-    return ",".join(f"{value:g}" for value in dict.fromkeys(getattr(case, field) for case in cases))
+    return ",".join(_number(value) for value in dict.fromkeys(getattr(case, field) for case in cases))
+
+
+def _number(value: float) -> str:
+    # A million in six digits is 1e+06, which options of whole numbers refuse.
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:g}"
 
 
 def case_options(case: ClaimCase) -> list[str]:

@@ -59,7 +59,7 @@ def predict(
     kv: Kv = None,
     routing: Annotated[
         list[str] | None,
-        typer.Option(help="MODEL=FILE, what `breakeven trace --json` printed; without it routing is taken as even."),
+        typer.Option(help="MODEL=FILE of `breakeven trace --json`, or a gateway's experts-NAME.json; else even."),
     ] = None,
     expert_parallel: Annotated[bool, typer.Option("--expert-parallel", help="Part experts, not matrices.")] = False,
     gpu_layers: GpuLayers = None,

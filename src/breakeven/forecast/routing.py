@@ -39,6 +39,11 @@ def with_frequencies(terms: Terms, spec: ModelSpec, frequencies: Routing) -> Ter
         )
     rows: dict[tuple[int, int, int], list[Sequence[float]]] = {}
     for index, (ffn, row) in enumerate(zip(routing, frequencies, strict=True)):
+        if len(row) == 0:
+            raise UserError(
+                f"of routed layer {index} of {spec.name} no frequencies by token are known, so this routing cannot be "
+                "used; give what `breakeven trace --json` prints"
+            )
         if len(row) != ffn.n_experts or min(row) < 0 or max(row) > 1:
             raise UserError(
                 f"routed layer {index} of {spec.name} has {ffn.n_experts} experts, each used by a share of tokens from "
