@@ -105,9 +105,13 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("body", WAYS.values(), ids=WAYS)
-def test_every_packing_says_the_same(body: bytes) -> None:
-    found = choices_of(body, layers=3, per_token=2, n_experts=8)
+FLAT_WITH_DENSE = ("a dense layer, flat", "a stream whose usage follows")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_packing_says_the_same(way: str) -> None:
+    all_layers = 4 if way in FLAT_WITH_DENSE else 3
+    found = choices_of(WAYS[way], layers=3, per_token=2, n_experts=8, all_layers=all_layers)
     assert found is not None
     assert (found.layers, found.tokens) == ([0, 1, 2], 14)
     assert (found.choices_LE == counted(BOTH, 8)).all()
@@ -177,7 +181,8 @@ BROKEN: dict[str, tuple[object, str]] = {
     "fewer layers": (npy(BOTH[:, :2]), "2 of its layers"),
     "more layers": (npy(np.concatenate([BOTH, BOTH], axis=1)), "6 of its layers"),
     "other experts a token": (npy(routed(4, 3, 4, 8)), "4 experts a token"),
-    "no token": (npy(BOTH[:0]), "no token"),
+    "a shape of none": (npy(np.array(5)), "shape"),
+    "no shape": ({**packed(BOTH[0, 0, :1]), "shape": []}, "shape"),
     "nothing kept": (npy(np.zeros_like(BOTH)), "nothing"),
     "too many layers": (npy(routed(1, 600, 2, 8)), "beyond"),
     "an unknown packing": ({"encoding": "zlib", "dtype": "int16", "shape": [1, 3, 2], "data": ""}, "zlib"),
@@ -220,9 +225,31 @@ def test_one_expert_a_token_and_dense_layers_need_a_model_to_be_told_apart() -> 
     found = choices_of(answer(npy(with_dense)), layers=2, per_token=1, n_experts=4)
     assert found is not None
     assert (found.choices_LE == counted(ids, 4)).all()
-    blind = choices_of(answer(npy(with_dense)))
-    assert blind is not None
-    assert len(blind.layers) == 3
+    for routing in (with_dense, ids):
+        with pytest.raises(UserError, match="model:"):
+            choices_of(answer(npy(routing)))
+
+
+@pytest.mark.parametrize("returned", ["", [], npy(BOTH[:0]), packed(BOTH[:0])])
+def test_routing_of_no_token_is_none_and_no_mistake(returned: object) -> None:
+    found = choices_of(answer(returned), layers=3, per_token=2, n_experts=8)
+    assert found is not None
+    assert (found.layers, found.tokens) == ([], 0)
+
+
+def test_usage_is_no_shape_but_may_contradict_it() -> None:
+    ids = routed(60, 4, 2, 8)
+    flat = b64(ids.astype("<i4").tobytes())
+    model = {"layers": 4, "per_token": 2, "n_experts": 8, "all_layers": 4}
+    choice = {"index": 0, "message": {"content": "yes"}, "meta_info": {"routed_experts": flat}}
+    usage = {"prompt_tokens": 50, "completion_tokens": 71}  # 120 routed tokens, as of two layers
+    with pytest.raises(UserError, match="60 tokens of 4 layers"):
+        choices_of(json.dumps({"choices": [choice], "usage": usage}).encode(), **model)
+    several = {"choices": [choice, {"index": 1, "message": {"content": "no"}}], "usage": usage}
+    found = choices_of(json.dumps(several).encode(), **model)
+    assert found is not None
+    assert found.tokens == 60, "usage is of both answers"
+    assert (found.choices_LE == counted(ids, 8)).all()
 
 
 @given(
@@ -250,7 +277,7 @@ def test_what_was_packed_is_what_is_counted(
     body = answer(value, usage=usage)
     if data.draw(st.booleans()):
         body = streamed({"choices": [{"index": 0, "routed_experts": value}]}, {"choices": [], "usage": usage})
-    found = choices_of(body, layers=layers, per_token=per_token, n_experts=n_experts)
+    found = choices_of(body, layers=layers, per_token=per_token, n_experts=n_experts, all_layers=layers + dense)
     assert found is not None
     assert (found.choices_LE == counted(ids, n_experts)).all()
     assert found.tokens == tokens

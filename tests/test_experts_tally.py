@@ -117,11 +117,22 @@ def test_known_numbers() -> None:
 
 
 def test_an_expert_is_dead_only_where_it_should_have_been_reached() -> None:
+    one, n_experts = seen(), 64
+    choices_E = [[60, *[0] * (n_experts - 1)]]
+    for requests in range(1, 23):
+        one.add([0], choices_E, tokens=60, at_s=NOON)
+        enough = 60 * requests >= DEAD_FROM * n_experts
+        assert told(one).layers[0].dead == (list(range(1, n_experts)) if enough else [])
+    assert 60 * 21 < DEAD_FROM * n_experts <= 60 * 22
+
+
+def test_what_one_request_leaves_out_is_not_dead() -> None:
     one = seen()
-    few = DEAD_FROM * 4 - 1
-    one.add([0], [[few, 0, 0, 0]], tokens=few, at_s=NOON)
+    one.add([0], [[9000, 0, 0, 0]], tokens=9000, at_s=NOON)
     assert told(one).dead == 0
-    one.add([0], [[1, 0, 0, 0]], tokens=1, at_s=NOON)
+    assert any("dead and hot experts" in text for text in told(one).caveats)
+    for _ in range(20):
+        one.add([0], [[9000, 0, 0, 0]], tokens=9000, at_s=NOON)
     assert told(one).layers[0].dead == [1, 2, 3]
 
 
@@ -233,6 +244,25 @@ def test_names_beyond_the_bound_are_one_and_nothing_is_lost() -> None:
     assert len(found.keys) == MOST_NAMES + 1
     assert sum(group.requests for group in found.keys) == MOST_NAMES + 9
     assert next(group.requests for group in found.keys if group.name == OTHER) == 9
+
+
+def test_names_that_a_client_makes_up_hide_none_for_ever() -> None:
+    one = seen()
+    for index in range(MOST_NAMES):
+        one.add([0], [[30, 10]], tokens=20, language=f"x{index}", at_s=NOON)
+    for _ in range(MOST_NAMES * 2 + 2):
+        one.add([0], [[30, 10]], tokens=20, language="de", at_s=NOON)
+    languages = {each.name: each for each in told(one).languages}
+    assert len(languages) == MOST_NAMES + 1
+    german = languages["de"].requests
+    assert german >= MOST_NAMES
+    for index in range(500):
+        one.add([0], [[30, 10]], tokens=20, language=f"y{index}", at_s=NOON)
+    found = told(one).languages
+    assert next(each.requests for each in found if each.name == "de") == german, "who is much asked for stays"
+    assert sum(each.requests for each in found) == MOST_NAMES * 3 + 2 + 500, "and nothing is lost"
+    assert one._seen is not None
+    assert sum(group.choices_LE.sum() for group in one._seen.languages.values()) == one._seen.whole.choices_LE.sum()
 
 
 def test_who_is_apart_is_told_with_what_chance_makes_of_it() -> None:

@@ -22,11 +22,14 @@ from breakeven.errors import UserError
 from breakeven.gateway.experiment.answer import KEEP_BYTES, Kept, read
 from breakeven.gateway.experts import hand
 from breakeven.gateway.experts.hand import (
+    BYTES_A_TOKEN,
     CUT,
     FULL,
     LINE_BYTES,
     LOST,
     MOST_ROUTING,
+    NOT_IN_STREAMS,
+    OF_A_PART,
     PACKED,
     TOO_LARGE,
     Handed,
@@ -91,6 +94,11 @@ def test_what_is_looked_at_is_read_and_written(tmp_path: Path) -> None:
         ({**VLLM, "price": {"api": {"input": 1, "output": 1}}, "experts": {"observe": "1%"}}, "", "an API's price"),
         ({**VLLM, "engine": "mlx", "experts": {"observe": "1%"}}, "", "mlx, which tells nothing"),
         ({**VLLM, "engine": "ollama", "experts": {"observe": "1%"}}, "", "ollama, which tells nothing"),
+        (
+            {"url": VLLM["url"], "dialect": "lmstudio", "experts": {"observe": "1%"}},
+            "",
+            "lmstudio, which tells nothing",
+        ),
         ({**VLLM, "model": "qwen3-14b", "experts": {"observe": "1%"}}, "", r"dense model \(qwen3-14b\)"),
         ({"local": {"model": "qwen3-0.6b"}, "experts": {"observe": "1%"}}, "", r"dense model \(qwen3-0.6b\)"),
         ({**VLLM, "kind": "dense", "experts": {"observe": "1%"}}, "", "dense model"),
@@ -114,6 +122,17 @@ def test_what_cannot_be_seen_is_refused_in_one_line(
         in_a_file(tmp_path, **backend)
     assert str(error.value).startswith(f"{tmp_path / 'gateway.yaml'}: ")
     assert "\n" not in str(error.value)
+
+
+def test_a_model_whose_router_may_choose_no_expert_is_refused(tmp_path: Path) -> None:
+    text = "hidden: 64\nvocab: 320\ncontext: 512\nn_layers: 1\nheads: 4\nffn_width: 96\n"
+    text += "n_experts: 8\nn_experts_per_token: 2\nexpert_width: 8\n"
+    asked: dict[str, object] = {**VLLM, "model": "free.yaml", "experts": {"observe": "1%"}}
+    (tmp_path / "free.yaml").write_text(text, encoding="utf-8")
+    assert in_a_file(tmp_path, **asked).experts is not None
+    (tmp_path / "free.yaml").write_text(f"{text}zero_experts: 4\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"backends\.0\.experts: .*free\.yaml, whose router may choose nothing"):
+        in_a_file(tmp_path, **asked)
 
 
 # Which requests.
@@ -364,33 +383,77 @@ def test_of_an_engine_of_ours_the_question_goes_along_as_it_was_asked_of_it(line
     played(line, scenario)
 
 
-def test_what_did_not_end_whole_or_cannot_be_read_is_counted(line: Line) -> None:
-    def missed(world: World) -> list[tuple[str, str, int]]:
-        assert world.desk.handing is not None
-        world.desk.handing.tell()
-        got = received(line[2])
-        assert got is None or got[1] is None
-        return [] if got is None else got[0].missed
+def missed(world: World, receiving: socket.socket) -> list[tuple[str, str, int]]:
+    assert world.desk.handing is not None
+    world.desk.handing.tell()
+    got = received(receiving)
+    assert got is None or got[1] is None
+    return [] if got is None else got[0].missed
 
+
+def test_what_did_not_end_whole_or_cannot_be_read_is_counted(line: Line) -> None:
     def scenario(world: World) -> None:
         client = world.ask(stream=True)
         sink = world.backend.asked[-1].sink
         sink.on_head(200, [(b"content-type", b"text/event-stream")])
         sink.on_body(b'data: {"choices": [{"delta": {"content": "Hello"}}]}\n\n')
         client.leave()
-        assert missed(world) == [("b", CUT, 1)]
+        assert missed(world, line[2]) == [("b", CUT, 1)]
         world.ask()
         world.answer(document(), 200, (b"content-encoding", b"br"))
-        assert missed(world) == [("b", PACKED, 1)]
+        assert missed(world, line[2]) == [("b", PACKED, 1)]
         world.ask()
         world.answer(document("x" * MOST_ROUTING))
-        assert missed(world) == [("b", TOO_LARGE, 1)]
+        assert missed(world, line[2]) == [("b", TOO_LARGE, 1)]
         world.ask()
         world.answer(b'{"error": {"message": "no"}}', 400)
         world.ask("/v1/embeddings", input="x")
-        assert missed(world) == [], "what generates nothing routes nothing"
+        assert missed(world, line[2]) == [], "what generates nothing routes nothing"
 
     played(line, scenario, endpoints=(CHAT, "/v1/embeddings"))
+
+
+STREAM = b'data: {"choices": [{"delta": {"content": "Yes."}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+
+
+@pytest.mark.parametrize(
+    ("engine", "fields", "why"),
+    [
+        ("vllm", {"stream": True}, NOT_IN_STREAMS),
+        ("vllm", {"routed_experts_prompt_start": 3}, OF_A_PART),
+        ("sglang", {"routed_experts_start_len": 3}, OF_A_PART),
+        ("sglang", {"stream": True}, ""),
+    ],
+)
+def test_of_an_answer_that_cannot_tell_its_routing_nothing_is_kept(
+    line: Line, engine: str, fields: dict[str, Any], why: str
+) -> None:
+    def scenario(world: World) -> None:
+        client = world.ask(**fields)
+        leg: Any = world.backend.asked[-1].sink
+        streams = "stream" in fields
+        leg.on_head(200, [(b"content-type", b"text/event-stream" if streams else b"application/json")])
+        leg.on_body(STREAM if streams else document())
+        leg.on_end()
+        assert client.status == 200
+        if why:
+            assert leg.kept.pieces == []
+            assert "return_routed_experts" not in world.backend.asked[-1].body
+            assert missed(world, line[2]) == [("b", why, 1)]
+        else:
+            assert only(line[2])[2] == STREAM
+
+    played(line, scenario, engine=engine)
+
+
+def test_of_an_answer_that_is_read_again_as_much_is_kept_as_is_read() -> None:
+    def kept(tokens: int) -> int:
+        experts = ExpertsPlan(observe=1.0, tokens=tokens)
+        looking = looking_at(BackendPlan(name="b", local=LocalPlan(model="x.gguf"), experts=experts))
+        assert looking is not None
+        return looking.keeps
+
+    assert [kept(tokens) for tokens in (1, 4096, 65_536)] == [KEEP_BYTES, 4096 * BYTES_A_TOKEN, MOST_ROUTING]
 
 
 def test_sglang_is_asked_for_it_and_never_refuses_a_client_for_that(line: Line) -> None:

@@ -14,6 +14,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from breakeven.engines.source import parse_source
 from breakeven.engines.start import weights_of
 from breakeven.errors import EngineError
 from breakeven.gateway.experiment.answer import read
-from breakeven.gateway.experts import look
-from breakeven.gateway.experts.hand import FULL, Handed, Handing
+from breakeven.gateway.experts import look, watch
+from breakeven.gateway.experts.hand import FULL, NOT_IN_STREAMS, Handed, Handing
+from breakeven.gateway.experts.kept import path_of, read_kept
 from breakeven.gateway.experts.look import EngineTime
 from breakeven.gateway.experts.watch import LINE_FULL, MOST_WAITING, ExpertsWatch
 from breakeven.gateway.plan.experts import ExpertsPlan
@@ -57,6 +59,7 @@ class Reader:
     def __init__(self, weights: Path, tokens: int) -> None:
         self.weights, self.tokens = weights, tokens
         self.texts: list[str] = []
+        self.begun = 0
         self.closed = False
         self.cpu_s = 0.0
         self.wrong: Exception | None = None
@@ -64,7 +67,10 @@ class Reader:
         self.go_on.set()
 
     def read(self, text: str) -> ReadRouting:
+        self.begun += 1
         self.go_on.wait(30)
+        if self.closed:
+            raise EngineError("it was ended while it read a text")
         if self.wrong is not None:
             raise self.wrong
         self.texts.append(text)
@@ -298,6 +304,87 @@ def test_weights_that_cannot_be_looked_at_are_said_and_tried_again_later(line: L
     asyncio.run(watched(line, scenario))
 
 
+def test_an_engine_that_goes_during_a_look_has_its_memory_at_once(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "TICK_S", 0.01)
+
+    async def scenario(w: Watching) -> None:
+        w.give(chat())
+        await w.counted(1, {})
+        (reader,) = w.readers
+        reader.go_on.clear()
+        w.give(chat())
+        await w.until(lambda: reader.begun == 2)
+        w.now_s += look.IDLE_S + 1
+        await asyncio.sleep(0.1)
+        assert not reader.closed, "it is read with, however long that takes"
+        w.engine = None
+        await w.counted(1, {look.GONE: 1})
+        assert reader.closed
+        assert w.part.troubles() == []
+
+    asyncio.run(watched(line, scenario))
+
+
+def test_what_nobody_foresaw_costs_one_request(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario(w: Watching) -> None:
+        w.give(chat())
+        await w.counted(1, {})
+        w.readers[0].wrong = RuntimeError("nobody foresaw it")
+        w.give(chat())
+        await w.counted(1, {look.UNREADABLE: 1})
+        assert w.readers[0].closed, "who knows in which state it is"
+        assert "RuntimeError: nobody foresaw it" in w.part.troubles()[0]
+        w.now_s += look.RETRY_S + 1
+        w.give(chat())
+        await w.counted(2, {look.UNREADABLE: 1})
+        assert w.part.troubles() == []
+
+    asyncio.run(watched(line, scenario))
+    assert capsys.readouterr().err.count("nobody foresaw it") == 1
+
+
+def test_what_is_seen_is_saved_while_it_goes_on(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "SAVE_S", 0.01)
+
+    async def scenario(w: Watching) -> None:
+        one = w.part._looks["b"]
+
+        def saved(requests: int) -> bool:
+            kept = read_kept(one.path)
+            return kept is not None and kept.requests == requests
+
+        for k in range(1, 4):
+            w.give(chat())
+            await w.until(partial(saved, k))
+        w.handing.miss("b", FULL)
+        w.handing.tell()
+        await w.until(lambda: w.seen.skipped == {FULL: 1})
+        await asyncio.sleep(0.1)
+        kept = read_kept(one.path)
+        assert kept is not None
+        assert kept.skipped == {}, "packing for what was skipped would take of the share"
+
+    asyncio.run(watched(line, scenario))
+    kept = read_kept(path_of("b"))
+    assert kept is not None
+    assert kept.skipped == {FULL: 1}, "the end saves all"
+
+
+def test_what_waits_at_the_end_is_counted(line: Line) -> None:
+    async def scenario(w: Watching) -> None:
+        w.give(chat())
+        await w.counted(1, {})
+        w.readers[0].go_on.clear()
+        for _ in range(3):
+            w.give(chat())
+        await w.until(lambda: len(w.part._line) == 2 and w.readers[0].begun == 2)
+
+    asyncio.run(watched(line, scenario))
+    kept = read_kept(path_of("b"))
+    assert kept is not None
+    assert (kept.requests, kept.skipped) == (1, {look.GONE: 3})
+
+
 def test_a_reload_goes_on_with_its_sums_and_new_bounds(line: Line) -> None:
     async def first(w: Watching) -> None:
         w.give(chat())
@@ -448,7 +535,7 @@ def test_routing_that_an_engine_returns_is_summed_and_alarms(tmp_path: Path) -> 
     ("engine", "answer", "reason", "what_to_do"),
     [
         ("vllm", document(), look.NOT_RETURNED, "--enable-return-routed-experts"),
-        ("vllm", b'data: {"choices": [{"delta": {"content": "Yes."}}]}\n\ndata: [DONE]\n\n', look.NOT_IN_STREAMS, ""),
+        ("vllm", b'data: {"choices": [{"delta": {"content": "Yes."}}]}\n\ndata: [DONE]\n\n', NOT_IN_STREAMS, ""),
         ("sglang", b'data: {"choices": [{"delta": {"content": "Yes."}}]}\n\n', look.NOT_RETURNED, "--enable-return"),
     ],
 )
@@ -461,6 +548,35 @@ def test_an_answer_without_routing_says_what_to_do_where_something_can_be_done(
         one.looked_at(Handed(backend="far", endpoint=CHAT), b"", answer, None, "")
     assert what_to_do in one.trouble
     assert bool(one.trouble) is bool(what_to_do)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("qwen3-30b-a3b", True),
+        ("Qwen/Qwen3-30B-A3B", True),
+        ("Qwen/Qwen3-30B-A3B:Q4_K_M", True),
+        ("nobody/knows-it", False),
+        (None, False),
+    ],
+)
+def test_a_model_of_the_catalogue_is_known_by_its_hub_id_without_a_network(model: str | None, told: bool) -> None:
+    shape = look._shape_of(model)
+    assert shape == ((48, 8, 128, 48) if told else (None, None, None, None))
+
+
+def test_of_a_model_with_dense_layers_all_are_counted() -> None:
+    shape = look._shape_of("deepseek-ai/DeepSeek-V3")
+    assert (shape.layers, shape.all_layers) == (58, 61)
+
+
+def test_the_routing_of_no_token_is_no_trouble() -> None:
+    plan = BackendPlan(name="far", url="http://127.0.0.1:1/v1", engine="vllm")
+    one = look.BackendLook(plan, ExpertsPlan(observe=1.0), Reader, lambda: 0.0)  # type: ignore[arg-type]
+    answer = json.dumps({"choices": [{"message": {"content": ""}, "routed_experts": routing(0)}]}).encode()
+    with pytest.raises(look.SkippedError, match=re.escape(look.NO_TOKEN)):
+        one.looked_at(Handed(backend="far", endpoint=CHAT), b"", answer, None, "")
+    assert one.trouble == ""
 
 
 def test_another_watching_process_goes_on_where_the_first_was_killed(tmp_path: Path) -> None:

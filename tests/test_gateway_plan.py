@@ -173,6 +173,7 @@ def test_every_default_of_the_form_is_that_of_the_plan(tmp_path: Path) -> None:
         ({"backends__0__timeouts": {"idle": "1 parsec"}}, "backends.0.timeouts.idle", "a duration such as 90ms"),
         ({"backends__0__price": {}}, "backends.0.price", "exactly one of own, rented and api"),
         ({"backends__1__model": "qwen3-0.6b"}, "backends.1", "model inside local, not beside it"),
+        ({"backends__1__kv": "q8_0"}, "backends.1", "kv inside local, not beside it"),
         ({"backends__1__local__model": "no-such-1b"}, "backends.1.local.model", "nearest"),
         ({"backends__1__local__model": "nowhere.gguf"}, "backends.1.local.model", "does not exist"),
         ({"backends__1__local__model": "http://h/v1"}, "backends.1.local.model", "give it as `url:`"),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from breakeven.gateway.plan.experts import ExpertsPlan
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
-from breakeven.gateway.serve.poll import ExpertCounter, Poller, expert_load
+from breakeven.gateway.serve.poll import UNNAMED, ExpertCounter, Poller, expert_load
 from breakeven.gateway.shared.block import Shape, SharedBlock
 from breakeven.gateway.shared.layout import Known
 from breakeven.wire.client import HttpClient
@@ -257,3 +257,16 @@ def test_a_page_too_long_for_experts_is_said_until_it_is_not(poller: tuple[Polle
     asyncio.run(look(made, "moe", "vllm:num_requests_running 2\n"))
     assert made.troubles == {}
     assert heard == []
+
+
+def test_a_counter_that_never_comes_is_said_with_what_to_do(poller: tuple[Poller, Heard]) -> None:
+    made, _ = poller
+    silent = "vllm:num_requests_running 2\n"
+    asyncio.run(look(made, "moe", *[silent] * (UNNAMED - 1)))
+    asyncio.run(look(made, "other", *[silent] * (UNNAMED + 1)))
+    assert made.troubles == {}
+    asyncio.run(look(made, "moe", silent, silent))
+    assert list(made.troubles) == ["moe"]
+    assert "start a vLLM or SGLang with --enable-return-routed-experts" in made.troubles["moe"]
+    asyncio.run(look(made, "moe", f"# TYPE {NAME} counter\n{silent}", silent))
+    assert made.troubles == {}, "it is named before there is anything to count"

@@ -21,7 +21,7 @@ MOST_EXPERT_LINES = 65_536
 EXPERT_COUNTER = "breakeven:expert_tokens_total"
 """Tokens by expert since the start, by `layer` where it says so."""
 EXPERT_GAUGE = "vllm:eplb_tokens_routed_to_expert"
-"""Tokens by `layer_idx` and `logical_expert_id` in the current step (`EPLBConfig.prometheus_expert_load`)."""
+"""Tokens by `layer_idx` and `logical_expert_id` in the current step: some builds of vLLM have it, 0.32 does not."""
 _BY_EXPERT = (EXPERT_COUNTER, EXPERT_GAUGE)
 _EXPERT_HEAD = re.compile(rf'({"|".join(_BY_EXPERT)})\{{((?:[^"}}]|"(?:\\.|[^"\\])*")*)')
 _LAYER = re.compile(r'(?:^|,) ?(?:layer|layer_idx)="([^"]*)"')

@@ -206,7 +206,7 @@ class Gathered:
             sums.add(choices_LE, tokens, joined_LE)
         for groups, name in ((self.keys, key), (self.languages, language)):
             if name:
-                group = _group(groups, name, shape)
+                group = _group(groups, name, shape, self.whole.tokens)
                 group.choices_LE += choices_LE
                 group.requests += 1
                 group.tokens += tokens
@@ -228,9 +228,20 @@ class Gathered:
         self.n_experts = n_experts
 
 
-def _group(groups: dict[str, Group], name: str, shape: tuple[int, int]) -> Group:
-    """The one of that name; beyond `MOST_NAMES` all are one."""
+def _group(groups: dict[str, Group], name: str, shape: tuple[int, int], tokens: int) -> Group:
+    """The one of that name; beyond `MOST_NAMES` all are one.
+
+    Clients make up names, so none keeps its place for having come first: the one with the fewest tokens makes room,
+    unless it has half of an even share of all `tokens`.
+    """
     name = name[:LONGEST_NAME]
-    if name not in groups and len([each for each in groups if each != OTHER]) >= MOST_NAMES:
-        name = OTHER
+    if name not in groups and len(named := groups.keys() - {OTHER}) >= MOST_NAMES:
+        least = min(sorted(named), key=lambda each: groups[each].tokens)
+        if 2 * MOST_NAMES * groups[least].tokens >= tokens:
+            name = OTHER
+        else:
+            gone, other = groups.pop(least), groups.setdefault(OTHER, Group(np.zeros(shape)))
+            other.choices_LE += gone.choices_LE
+            other.requests += gone.requests
+            other.tokens += gone.tokens
     return groups.setdefault(name, Group(np.zeros(shape)))

@@ -17,7 +17,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -33,6 +33,8 @@ OBSERVED = frozenset((CHAT, "/v1/completions"))
 """What a backend may be asked for of which the prompt can be read again, or whose answers hold the routing."""
 MOST_ROUTING = 16 * 2**20
 """Bytes of an answer with its routing in it: 8.4 MB are 4,096 tokens of 48 layers and 8 experts, base64 of int32."""
+BYTES_A_TOKEN = 512
+"""Of an answer that is read again: an event of llama.cpp's streams has some 250 beside its token and model's name."""
 MOST_ASKED = 2 * 2**20
 """Bytes of a question that is read again; far beyond what `tokens` lets be read."""
 LINE_BYTES = 8 * 2**10
@@ -45,22 +47,35 @@ LOST = "it could not be handed over"
 PACKED = "its answer is packed"
 CUT = "it did not end whole"
 TOO_LARGE = "it is too large"
+NOT_IN_STREAMS = "its engine returns no routing in streams"
+OF_A_PART = "it asked for the routing of a part of it"
 _LANGUAGE = re.compile(rb"[A-Za-z-]{2,12}")
 _ASKS_FOR_IT: Mapping[str, Mapping[str, msgspec.Raw]] = {"sglang": {"return_routed_experts": msgspec.Raw(b"true")}}
 """Fields by which an engine is asked for the experts of one answer."""
+_ASKS_FOR_A_PART = frozenset(("routed_experts_prompt_start", "routed_experts_start_len"))
+"""Fields by which clients leave out the beginning: vLLM's and SGLang's. What is left is no whole request."""
 
 
 class Looking(NamedTuple):
     """How a backend's requests are looked at. `share` of them; of each answer `keeps` bytes are kept.
 
     `adds`: fields that are sent with such a request beside the client's. `asked`: the question is needed as well; else
-    the answer alone, and then all of it.
+    the answer alone, and then all of it. `in_streams`: a stream has the routing in it.
     """
 
     share: float
     keeps: int
     adds: Mapping[str, msgspec.Raw]
     asked: bool
+    in_streams: bool = True
+
+    def in_vain(self, streams: bool, fields: Collection[str]) -> str:
+        """Why nothing is to be kept of an answer to such a request, with these fields; empty: it may be looked at."""
+        if self.asked:
+            return ""
+        if streams and not self.in_streams:
+            return NOT_IN_STREAMS
+        return "" if _ASKS_FOR_A_PART.isdisjoint(fields) else OF_A_PART
 
 
 def looking_at(plan: BackendPlan) -> Looking | None:
@@ -70,7 +85,9 @@ def looking_at(plan: BackendPlan) -> Looking | None:
         return None
     engine = engine_behind(plan)
     again = seen_by(engine, experts) == "observed"
-    return Looking(experts.observe, KEEP_BYTES if again else MOST_ROUTING, _ASKS_FOR_IT.get(engine, {}), again)
+    keeps = min(MOST_ROUTING, max(KEEP_BYTES, BYTES_A_TOKEN * experts.tokens)) if again else MOST_ROUTING
+    # As of vLLM 0.32, however it was started.
+    return Looking(experts.observe, keeps, _ASKS_FOR_IT.get(engine, {}), again, in_streams=engine != "vllm")
 
 
 def engine_behind(plan: BackendPlan) -> str:

@@ -8,9 +8,11 @@ same weight file, which computes no more than routing needs.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,16 +26,14 @@ from breakeven.engines.backend import open_url
 from breakeven.engines.inside.routed import RoutingReader
 from breakeven.errors import BreakevenError, UserError, one_line
 from breakeven.gateway.experiment.answer import read
-from breakeven.gateway.experts.hand import CHAT, Handed, engine_behind
+from breakeven.gateway.experts.hand import CHAT, NOT_IN_STREAMS, Handed, engine_behind
 from breakeven.gateway.experts.kept import path_of
 from breakeven.gateway.experts.report import BackendExperts
 from breakeven.gateway.experts.returned import choices_of
 from breakeven.gateway.experts.tally import SeenExperts
-from breakeven.gateway.plan.experts import RETURN_FLAG, ExpertsPlan, seen_by
+from breakeven.gateway.plan.experts import RETURN_FLAG, ExpertsPlan, known_spec, routing_layers, seen_by
 from breakeven.gateway.plan.model import BackendPlan
 from breakeven.gateway.swap.effects import EngineLoaded
-from breakeven.model.architecture import MoeFfn
-from breakeven.model.resolve import resolve_spec, split_format
 
 OWN_SHARE = 0.5
 """Of `observe` times the engine's CPU time: what looking may take."""
@@ -60,7 +60,7 @@ NOT_TEXT = "its prompt is not one text"
 HAS_PICTURES = "it holds pictures or sounds"
 UNREADABLE = "its routing could not be read"
 NOT_RETURNED = "its engine returned no routing"
-NOT_IN_STREAMS = "its engine returns no routing in streams"
+NO_TOKEN = "its engine returned the routing of no token"
 
 NewReader = Callable[[Path, int], RoutingReader]
 """The second process, from a weight file and the most tokens it reads at a time. Raises BreakevenError."""
@@ -87,11 +87,12 @@ class _Rendered(msgspec.Struct):
 
 
 class _Shape(NamedTuple):
-    """Layers that route, experts a token and experts of a model; None: not known."""
+    """Layers that route, experts a token, experts, and layers in all of a model; None: not known."""
 
     layers: int | None = None
     per_token: int | None = None
     n_experts: int | None = None
+    all_layers: int | None = None
 
 
 class EngineTime:
@@ -158,8 +159,8 @@ class EngineTime:
 class BackendLook:
     """A backend that is looked at: its sums, and the second process where there is one.
 
-    `changed`: there is something to save. `trouble`: why it cannot be looked at as asked; empty: nothing. `alarmed`:
-    a bound is passed, which was said.
+    `changed`: there is something to save; `touched`: there was, or some were skipped. `trouble`: why it cannot be
+    looked at as asked; empty: nothing. `alarmed`: a bound is passed, which was said.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class BackendLook:
             imbalance=experts.imbalance,
             drift=experts.drift,
         ).resume(self.path)
-        self.changed = self.alarmed = False
+        self.changed = self.touched = self.alarmed = False
         self.trouble = ""
         self.cpu_s = self.load_cpu_s = 0.0
         self._reads, self._read_s = 0, 0.0
@@ -188,13 +189,17 @@ class BackendLook:
         self._weights: Path | None = None
         self._used_s = self._retry_s = 0.0
         self._shape: _Shape | None = None
+        self._counting, self._saving = threading.Lock(), threading.Lock()
+        self._busy = False
+        """The second process reads, or comes up."""
         self._closed = False
 
     def skip(self, reason: str, count: int = 1) -> None:
         """Requests that were to be looked at and are not."""
         for _ in range(count):
             self.seen.skip(reason)
-        self.changed = True
+        # Saved with what is looked at next: packing takes of the share for want of which most are skipped.
+        self.touched = True
 
     def report(self, now_s: float) -> BackendExperts | None:
         """What was seen; None: nothing yet."""
@@ -211,7 +216,27 @@ class BackendLook:
         try:
             yield
         finally:
-            self.cpu_s += time.thread_time() - began_s
+            self._took(time.thread_time() - began_s)
+
+    def _took(self, cpu_s: float) -> None:
+        with self._counting:  # the loop tends to it and copies it while a thread looks
+            self.cpu_s += cpu_s
+
+    # What is kept.
+
+    def copied(self) -> SeenExperts:
+        """What was seen so far, for `save` while more is added."""
+        with self.own_time():
+            return deepcopy(self.seen)
+
+    def save(self, seen: SeenExperts) -> None:
+        """Keep it, from any thread: of many experts it takes seconds to pack."""
+        with self._saving, self.own_time():
+            try:
+                seen.save(self.path)
+            except (OSError, UserError) as error:
+                self.changed = True
+                self.trouble = one_line(f"what was seen of its experts cannot be saved: {error}", MOST_TROUBLE)
 
     # The second process.
 
@@ -219,7 +244,8 @@ class BackendLook:
         """What the engine took so far; let go of weights that nobody needs."""
         with self.own_time():
             self.engine.tend(None if engine is None else engine.pid)
-        if engine is None or engine.weights != self._weights or self._clock() - self._used_s > IDLE_S:
+        idle = not self._busy and self._clock() - self._used_s > IDLE_S
+        if engine is None or engine.weights != self._weights or idle:
             self.let_go()
 
     def let_go(self) -> None:
@@ -228,6 +254,12 @@ class BackendLook:
         if reader is not None:
             with contextlib.suppress(OSError):
                 reader.close()
+
+    def give_up(self, why: str) -> None:
+        """Let go of its weights, say why, and look at them again after a while."""
+        self.let_go()
+        self._retry_s = self._clock() + RETRY_S
+        self.trouble = one_line(why, MOST_TROUBLE)
 
     def close(self) -> None:
         """For good, from any thread."""
@@ -269,13 +301,14 @@ class BackendLook:
         with self.own_time():
             if engine is None:
                 return self._returned(answer)
+            self._busy = True
             try:
                 found = self._read(note, asked, answer, engine, key)
             except (BreakevenError, OSError) as error:
-                self.let_go()
-                self._retry_s = self._clock() + RETRY_S
-                self.trouble = one_line(f"its weights cannot be looked at: {error}", MOST_TROUBLE)
+                self.give_up(f"its weights cannot be looked at: {error}")
                 raise SkippedError(UNREADABLE) from None
+            finally:
+                self._busy, self._used_s = False, self._clock()
             self.trouble = ""
             return found
 
@@ -288,10 +321,12 @@ class BackendLook:
             self.trouble = one_line(f"the routing it returns cannot be read: {error}", MOST_TROUBLE)
             raise SkippedError(UNREADABLE) from None
         if found is None and self._engine == "vllm" and answer.lstrip()[:1] != b"{":
-            raise SkippedError(NOT_IN_STREAMS)  # as of 0.32, however it was started
+            raise SkippedError(NOT_IN_STREAMS)  # as of 0.32, also where nobody seemed to ask for one
         if found is None:
             self.trouble = f"it returns no routing with its answers; start its engine with {RETURN_FLAG}"
             raise SkippedError(NOT_RETURNED)
+        if not found.tokens:
+            raise SkippedError(NO_TOKEN)
         self.trouble = ""
         return RoutedRequest(found.layers, found.choices_LE, found.tokens)
 
@@ -308,7 +343,7 @@ class BackendLook:
             assert engine.weights is not None
             reader = self._new_reader(engine.weights, self.experts.tokens)
             self.load_cpu_s += reader.load_cpu_s
-            self._reader, self._weights = reader, engine.weights
+            self._weights, self._reader = engine.weights, reader  # in this order: see `tend`
             if self._closed:  # while it loaded
                 self.let_go()
                 raise SkippedError(GONE)
@@ -316,7 +351,11 @@ class BackendLook:
             found = reader.read(text[: LETTERS_A_TOKEN * self.experts.tokens])
         except UserError:  # nothing of it is a token
             raise SkippedError(UNREADABLE) from None
-        self.cpu_s += found.cpu_s
+        except BreakevenError:
+            if self._reader is not reader:  # let go of meanwhile
+                raise SkippedError(GONE) from None
+            raise
+        self._took(found.cpu_s)
         self._reads += 1
         self._read_s += found.cpu_s
         return RoutedRequest(found.layers, found.choices_LE, found.tokens)
@@ -348,13 +387,8 @@ def _prompt_of(asked: bytes) -> str:
 
 def _shape_of(model: str | None) -> _Shape:
     """Of a model whose shape is known without a network."""
-    name = None if model is None else split_format(model)[0]
-    if model is None or name is None or ("/" in name and not Path(name).exists()):
+    spec = known_spec(model)
+    routing = routing_layers(spec)
+    if spec is None or not routing:
         return _Shape()
-    try:
-        routing = [layer.ffn for layer in resolve_spec(model).layers if isinstance(layer.ffn, MoeFfn)]
-    except BreakevenError:
-        return _Shape()
-    if not routing:
-        return _Shape()
-    return _Shape(len(routing), routing[0].n_experts_per_token, routing[0].n_experts)
+    return _Shape(len(routing), routing[0].n_experts_per_token, routing[0].n_experts, len(spec.layers))

@@ -28,7 +28,7 @@ class LayerSeen(msgspec.Struct, kw_only=True):
     entropy: float
     """Entropy of the shares over that of an even spread: 1 is even."""
     dead: list[int]
-    """Experts that nothing reached where an even spread would have sent `DEAD_FROM` choices."""
+    """Experts that nothing reached where an even spread would have sent `DEAD_FROM` choices, in enough requests."""
     hot: list[int]
     """Experts above twice the mean by more than chance."""
     drift: float | None = None

@@ -6,14 +6,15 @@ Packings, told apart by what they are:
                                     `prompt_routed_experts` at the top of the answer
     base64 of an .npy               the same of prompt and answer together, but for the last token: vLLM from 0.22 on
     {encoding, dtype, shape, data}  base64 of the bare numbers
-    base64 of int32                 SGLang, of the shape that nobody tells: the model's, and the answer's own `usage`
+    base64 of int32                 SGLang, of the shape that nobody tells: a place for each of the model's layers
 
 (docs.vllm.ai/en/latest/training/routed_experts and /en/v0.21.0/training/routed_experts_replay; SGLang's
 `routed_experts_capturer.py`.) Both engines keep a place for every layer of the model, and where a layer is dense or
 nothing was kept zeros stay in it, which are no choice of expert 0: a token takes an expert once. Those are left out.
-With one expert a token they look like one, and are left out only where a model tells how many layers route.
+With one expert a token they look like one, and are left out only where a model tells how many layers route: of no other
+model such routing is counted.
 
-Of several answers to one prompt the first is counted. In a stream what comes last holds all of it.
+Of several answers the first is counted, to several prompts too. In a stream what comes last holds all of it.
 
 Legend: T tokens, L layers, K experts a token, E experts
 """
@@ -39,6 +40,8 @@ Ids = NDArray[np.integer[Any]]
 MOST_BYTES = 16 * 2**20
 """Of an answer, and of what is packed in it."""
 MOST_LAYERS, MOST_EXPERTS, MOST_PER_TOKEN = 512, 4096, 256
+UNSURE_TOKENS = 16
+"""By which routing and usage may differ: an engine that guesses ahead may have routed more than it kept."""
 _MARK = b"routed_experts"
 _NPY = b"\x93NUMPY"
 _TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
@@ -90,12 +93,18 @@ _unpack = msgspec.json.Decoder(str | _Packed | list[list[list[int]]] | None).dec
 
 
 def choices_of(
-    body: bytes, *, layers: int | None = None, per_token: int | None = None, n_experts: int | None = None
+    body: bytes,
+    *,
+    layers: int | None = None,
+    per_token: int | None = None,
+    n_experts: int | None = None,
+    all_layers: int | None = None,
 ) -> Returned | None:
     """What the answer in `body`, one JSON object or a stream of events, says it chose; None where it says nothing.
 
-    `layers` that route, experts a token and experts are the model's, None where they are not known: then E is the
-    largest number seen and one more. Raises UserError for what cannot be read, or is not of such a model.
+    `layers` that route, experts a token, experts, and `all_layers` with those that do not route, are the model's, None
+    where they are not known: then E is the largest number seen and one more. Without a token that was routed nothing
+    is counted, and no layer told. Raises UserError for what cannot be read, or is not of such a model.
     """
     if _MARK not in body:
         return None
@@ -105,12 +114,12 @@ def choices_of(
     parts = [
         ids_TLK
         for packed in (prompt, told)
-        if packed is not None and (ids_TLK := _ids_of(packed, layers, per_token, tokens)) is not None
+        if packed is not None and (ids_TLK := _ids_of(packed, all_layers or layers, per_token, tokens)) is not None
     ]
     if not parts:
         if prompt is None and told is None:
             return None
-        _refuse("it holds no token")
+        return Returned([], np.zeros((0, 0), np.int64), 0)
     if len({part.shape[1:] for part in parts}) > 1:
         _refuse("prompt and answer are of different shapes")
     if per_token not in (None, parts[0].shape[2]):
@@ -126,26 +135,31 @@ Packed = str | _Packed | list[list[list[int]]]
 
 
 def _found(body: bytes) -> tuple[Packed | None, Packed | None, int | None]:
-    """What is packed of the prompt where that is apart, of the answer, and how many tokens both have."""
+    """What is packed of the prompt where that is apart, of the answer, and how many tokens both have.
+
+    None of several answers, whose tokens are told together.
+    """
     streamed = body.lstrip()[:1] != b"{"
     prompt: Packed | None = None
     told: Packed | None = None
     tokens: int | None = None
+    several = False
     for piece in events_of(body) if streamed else [body]:
         if _MARK not in piece and b'"usage"' not in piece:
             continue
         try:
             answer = _decode(piece)
-            prompt = _unpacked(answer.prompt_routed_experts) or prompt
+            prompt = _later(prompt, answer.prompt_routed_experts)
+            several = several or any(choice.index for choice in answer.choices or ())
             for place in _places(answer):
-                told = _unpacked(place) or told
+                told = _later(told, place)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             if _MARK in piece:
                 _refuse(str(error))
             continue
         if (usage := answer.usage) is not None and None not in (usage.prompt_tokens, usage.completion_tokens):
             tokens = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
-    return prompt, told, tokens
+    return prompt, told, None if several else tokens
 
 
 def _places(answer: _Answer) -> list[msgspec.Raw]:
@@ -161,13 +175,17 @@ def _places(answer: _Answer) -> list[msgspec.Raw]:
     ]
 
 
-def _unpacked(raw: msgspec.Raw) -> Packed | None:
+def _later(before: Packed | None, raw: msgspec.Raw) -> Packed | None:
+    """What stands there; where that is nothing, what stood there before."""
     data = bytes(raw)
-    return _unpack(data) if data else None
+    found = _unpack(data) if data else None
+    return found if found or before is None else before
 
 
 def _ids_of(packed: Packed, layers: int | None, per_token: int | None, tokens: int | None) -> Ids | None:
     """Experts (T, L, K); None where there is no token."""
+    if not packed:
+        return None
     if isinstance(packed, list):
         try:
             ids = np.asarray(packed)
@@ -180,7 +198,7 @@ def _ids_of(packed: Packed, layers: int | None, per_token: int | None, tokens: i
     else:
         data = _bytes_of(packed)
         ids = _from_npy(data) if data.startswith(_NPY) else _flat(data, layers, per_token, tokens)
-    if len(ids) == 0:
+    if ids.ndim and not len(ids):
         return None
     if ids.ndim != 3 or ids.dtype.kind not in "iu" or not ids.size:
         _refuse(f"it is not whole numbers by token, layer and place, but {ids.dtype} of shape {ids.shape}")
@@ -217,22 +235,28 @@ def _from_npy(data: bytes) -> Ids:
 
 
 def _flat(data: bytes, layers: int | None, per_token: int | None, tokens: int | None) -> Ids:
-    """SGLang's: all tokens but the last, each with a place for every layer of the model, dense ones too."""
+    """SGLang's: all tokens but the last, each with a place for every layer of the model, dense ones too.
+
+    `tokens`: of prompt and answer by its usage, which is not the shape but may contradict it.
+    """
     if layers is None or per_token is None:
         _refuse("its shape is not told; name the backend's `model:`, one that is known here")
     if len(data) % 4:
         _refuse(f"{len(data)} bytes are no whole number of int32")
     size = len(data) // 4
-    if tokens is not None and tokens > 1 and size % ((tokens - 1) * per_token) == 0:
-        layers = max(layers, size // ((tokens - 1) * per_token))
     if size % (layers * per_token):
         _refuse(f"{size} numbers are no whole tokens of {layers} layers and {per_token} experts a token")
-    return _shaped(data, np.dtype("<i4"), (size // (layers * per_token), layers, per_token), "C")
+    found = size // (layers * per_token)
+    if tokens is not None and abs(found - (tokens - 1)) > UNSURE_TOKENS:
+        _refuse(f"it holds {found} tokens of {layers} layers where its usage tells of {tokens}; is `model:` another?")
+    return _shaped(data, np.dtype("<i4"), (found, layers, per_token), "C")
 
 
 def _counted(parts: list[Ids], layers: int | None, n_experts: int | None) -> Returned:
     """Choices by layer and expert. Raises UserError for numbers that are no experts."""
     n_layers, per_token = parts[0].shape[1:]
+    if per_token == 1 and layers is None:
+        _refuse("of one expert a token a dense layer looks like expert 0; name the backend's `model:`, one known here")
     low, high = min(int(part.min()) for part in parts), max(int(part.max()) for part in parts)
     most = n_experts or MOST_EXPERTS
     if low < 0 or high >= most:
@@ -246,7 +270,7 @@ def _counted(parts: list[Ids], layers: int | None, n_experts: int | None) -> Ret
             if per_token > 1:
                 ids_TK = np.sort(ids_TK[ids_TK.any(axis=1)], axis=1)
                 if (ids_TK[:, 1:] == ids_TK[:, :-1]).any():
-                    _refuse(f"a token has one expert twice in layer {layer}, so its shape is another")
+                    _refuse(f"a token has one expert twice in layer {layer}, so its shape or its model is another")
             choices_LE[layer] += np.bincount(ids_TK.ravel().astype(np.int64), minlength=experts)
             tokens_L[layer] += len(ids_TK)
     routed = np.flatnonzero(tokens_L)

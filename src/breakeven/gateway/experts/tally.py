@@ -31,7 +31,7 @@ from breakeven.gateway.experts.kept import keep, read_kept, unpacked
 from breakeven.gateway.experts.report import BackendExperts, GroupSeen, LayerSeen, Source
 
 DEAD_FROM = 20
-"""Choices that an even spread would have sent to an expert before one without any is called dead."""
+"""Choices that an even spread would have sent to an expert before one without any is called dead; and see `enough`."""
 HOT = 2.0
 """Times the mean; an expert surely above is hot."""
 SURE = 1.96
@@ -258,7 +258,7 @@ class SeenExperts:
             told.append(
                 f"Only {seen.whole.requests:,} {what}{many} and {seen.whole.tokens:,} tokens were seen, which tell as "
                 f"much as {seen.whole.like:.0f} of equal length, so shares are rough: {LEAST_REQUESTS} of equal length "
-                f"and {LEAST_TOKENS:,} tokens are needed for hot experts, drift and alarms."
+                f"and {LEAST_TOKENS:,} tokens are needed for dead and hot experts, drift and alarms."
             )
         if self.source == "counted":
             told.append(
@@ -304,7 +304,8 @@ def _layers(seen: Gathered, per_token: int | None, drift_L: Floats | None, chanc
     found = []
     for row, layer in enumerate(seen.layers):
         shares_E = shares_LE[row]
-        dead = np.flatnonzero(shares_E == 0) if whole.all_L[row] / n_experts >= DEAD_FROM else np.array([], np.intp)
+        due = sure and whole.all_L[row] / n_experts >= DEAD_FROM
+        dead = np.flatnonzero(shares_E == 0) if due else np.array([], np.intp)
         hot = np.flatnonzero(shares_E - SURE * error_LE[row] > HOT / n_experts) if sure else np.array([], np.intp)
         drift = None if drift_L is None or np.isnan(drift_L[row]) else float(drift_L[row])
         chance = None if drift is None or chance_L is None else float(chance_L[row])

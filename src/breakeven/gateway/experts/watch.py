@@ -2,9 +2,9 @@
 
 What workers hand over (`hand`) waits in a bounded line and is looked at one by one (`look`), apart from the loop. The
 second process that reads weights is started for the first request, and ended when none came for a while or its engine
-went, so that hot swap has the memory. Where an engine counts by itself the poller tells. Looking keeps to a share of
-the CPU time that the engine takes, and what is not looked at is counted by reason. Only counts are kept; texts are gone
-with the request they came with.
+went, in the middle of a look too, so that hot swap has the memory. Where an engine counts by itself the poller tells.
+Looking keeps to a share of the CPU time that the engine takes, and what is not looked at is counted by reason. Only
+counts are kept; texts are gone with the request they came with.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from breakeven.engines.inside.routed import RoutingReader
-from breakeven.errors import UserError, complain, one_line
+from breakeven.errors import complain
 from breakeven.gateway.experts.hand import LOST, Handed, contents, received
-from breakeven.gateway.experts.look import MOST_TROUBLE, BackendLook, NewReader, SkippedError
+from breakeven.gateway.experts.look import GONE, UNREADABLE, BackendLook, NewReader, SkippedError
 from breakeven.gateway.experts.report import BackendExperts
 from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.gateway.swap.effects import EngineLoaded
@@ -59,7 +59,7 @@ class ExpertsWatch:
         new_reader: NewReader = _new_reader,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._receiving, self._engine_of, self._key_of, self._clock = receiving, engine_of, key_of, clock
+        self._receiving, self._engine_of, self._key_of = receiving, engine_of, key_of
         self._looks = {
             each.name: BackendLook(each, each.experts, new_reader, clock)
             for each in plan.backends
@@ -70,7 +70,6 @@ class ExpertsWatch:
         self._there = asyncio.Event()
         # A thread of its own: a process below us ends with the thread that started it, and this one lives as long.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="experts")
-        self._tended_s = self._saved_s = clock()
         self._reported_s = 0.0
         self._reports: list[BackendExperts] = []
 
@@ -80,18 +79,17 @@ class ExpertsWatch:
         number = self._receiving.fileno()
         loop.add_reader(number, self.take)
         try:
-            while True:
-                # Not wait_for, which in Python 3.11 loses a cancellation that comes together with a request.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TICK_S):
-                        await self._there.wait()
-                self._there.clear()
-                self._tend()
-                while self._line:
-                    note, file, size = self._line.popleft()
-                    self._waiting_bytes -= size
-                    await self._look(note, file)
-                    self._tend()
+            async with asyncio.TaskGroup() as group:
+                # A look takes up to minutes, and a save waits for its end; memory that hot swap needs does not.
+                group.create_task(self._tend_always())
+                group.create_task(self._save_always())
+                while True:
+                    await self._there.wait()
+                    self._there.clear()
+                    while self._line:
+                        note, file, size = self._line.popleft()
+                        self._waiting_bytes -= size
+                        await self._look(note, file)
         finally:
             loop.remove_reader(number)
             self._close()
@@ -158,42 +156,50 @@ class ExpertsWatch:
         look = self._looks[note.backend]
         try:
             asked, answer = contents(note, file)
-        except OSError:
-            look.skip(LOST)
-            return
-        try:
             engine = look.check(self._engine_of(note.backend))
             work = partial(look.looked_at, note, asked, answer, engine, self._key_of(note.backend))
             found = await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except SkippedError as skipped:
-            look.skip(str(skipped))
-        else:
             look.seen.add(*found[:2], tokens=found.tokens, key=note.key, language=note.language, at_s=time.time())
             look.changed = True
+        except SkippedError as skipped:
+            look.skip(str(skipped))
+        except OSError:
+            look.skip(LOST)
+        except asyncio.CancelledError:
+            look.skip(GONE)
+            raise
+        except Exception as error:  # whatever one request does to us, the next is looked at
+            before = look.trouble
+            look.give_up(f"a request could not be looked at ({type(error).__name__}: {error})")
+            look.skip(UNREADABLE)
+            if look.trouble != before:
+                complain(f"experts of {note.backend}: {look.trouble}")
         look.seen.spent(look.cpu_s, look.engine.seconds if look.plan.local is not None else None)
 
     # What needs no request.
 
-    def _tend(self) -> None:
-        now_s = self._clock()
-        if now_s - self._tended_s >= TICK_S:
-            self._tended_s = now_s
-            for name, look in self._looks.items():
-                if look.plan.local is not None:
-                    look.tend(self._engine_of(name))
-        if now_s - self._saved_s >= SAVE_S:
-            self._saved_s = now_s
-            self._save()
-            self._tell()
+    async def _tend_always(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._tend()
 
-    def _save(self) -> None:
+    def _tend(self) -> None:
+        for name, look in self._looks.items():
+            if look.plan.local is not None:
+                look.tend(self._engine_of(name))
+
+    async def _save_always(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_S)
+            self._tell()
+            await self._save()
+
+    async def _save(self) -> None:
         for look in self._looks.values():
             if look.changed:
-                try:
-                    look.seen.save(look.path)
-                    look.changed = False
-                except (OSError, UserError) as error:
-                    look.trouble = one_line(f"what was seen of its experts cannot be saved: {error}", MOST_TROUBLE)
+                look.changed, look.touched = False, True
+                work = partial(look.save, look.copied())
+                await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _tell(self) -> None:
         """An alarm is said once, when it begins."""
@@ -204,10 +210,12 @@ class ExpertsWatch:
             look.alarmed = bool(each.alarms)
 
     def _close(self) -> None:
-        for _, file, _ in self._line:
+        for note, file, _ in self._line:
             os.close(file)
+            self._looks[note.backend].skip(GONE)
         self._line.clear()
+        self._thread.shutdown(wait=False, cancel_futures=True)
         for look in self._looks.values():
             look.close()
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        self._save()
+            if look.changed or look.touched:
+                look.save(look.seen)

@@ -14,7 +14,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from breakeven.errors import UserError
-from breakeven.gateway.plan.experts import LOOKED_INTO, RETURN_FLAG, RETURNING, SILENT, ExpertsPlan
+from breakeven.gateway.plan.experts import (
+    LOOKED_INTO,
+    RETURN_FLAG,
+    RETURNING,
+    SILENT,
+    ExpertsPlan,
+    known_spec,
+    routing_layers,
+)
 from breakeven.gateway.plan.limits import ANY_PAGE
 from breakeven.gateway.plan.model import BackendPlan, ExperimentPlan, GatewayPlan, PolicyPlan
 from breakeven.gateway.plan.reach import USUAL_ENDPOINTS, value_of
@@ -168,6 +176,11 @@ def _check_experts(place: str, plan: BackendPlan, experts: ExpertsPlan) -> None:
     if plan.kind == "dense":
         named = f" ({plan.model})" if plan.model else ""
         raise UserError(f"{place}: found beside a dense model{named}, which routes nothing; leave it out")
+    if any(each.zero_experts for each in routing_layers(known_spec(plan.model))):
+        raise UserError(
+            f"{place}: found beside {plan.model}, whose router may choose nothing in place of an expert (LongCat), "
+            "which engines do not tell from experts; leave it out"
+        )
     if engine in SILENT:
         raise UserError(
             f"{place}: found beside {engine}, which tells nothing of its experts; leave it out, or serve the model by "

@@ -7,10 +7,13 @@ with an answer which experts it took, where they were started so; who counts by 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from breakeven.answer.study.values import FilePart, ShareAbove0, number, whole
+from breakeven.errors import BreakevenError
 from breakeven.gateway.experts.report import Source
+from breakeven.model.architecture import ModelSpec, MoeFfn
 
 LOOKED_INTO = frozenset(("llama.cpp", "llama-server"))
 """Engines whose weights can be read a second time, where the gateway starts them."""
@@ -45,3 +48,21 @@ def seen_by(engine: str, experts: ExpertsPlan) -> Source:
     if experts.observe is None:
         return "counted"
     return "observed" if engine in LOOKED_INTO else "returned"
+
+
+def known_spec(model: str | None) -> ModelSpec | None:
+    """A model's shape where a file here or the catalogue tells it, so that no network is asked; else None."""
+    from breakeven.model.resolve import is_catalogued, resolve_spec, split_format
+
+    name = "" if model is None else split_format(model)[0]
+    if model is None or ("/" in name and not Path(name).exists() and not is_catalogued(name)):
+        return None
+    try:
+        return resolve_spec(model)
+    except BreakevenError:
+        return None
+
+
+def routing_layers(spec: ModelSpec | None) -> list[MoeFfn]:
+    """The feed-forwards of its layers that route; none of a model that is not known."""
+    return [] if spec is None else [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeFfn)]

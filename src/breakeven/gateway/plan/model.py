@@ -205,7 +205,8 @@ class BackendPlan(FilePart):
     def as_typed(self) -> Self:
         if (self.url is None) == (self.local is None):
             raise ValueError("exactly one of url (a server that runs) and local (a model to start here)")
-        doubled = [key for key in ("model", "engine", "format", "slots", "context") if getattr(self, key) is not None]
+        inside = ("model", "engine", "format", "kv", "slots", "context")
+        doubled = [key for key in inside if getattr(self, key) is not None]
         if self.local is not None and doubled:
             raise ValueError(f"{doubled[0]} inside local, not beside it")
         asked = [key for key in ("dialect", "query", "headers", "body", "socket") if getattr(self, key)]

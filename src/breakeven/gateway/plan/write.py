@@ -186,7 +186,7 @@ def _value(name: str, value: object) -> object:
 def _backend(plan: BackendPlan) -> Yaml:
     """Without what `read_gateway` works out from the rest."""
     entry, local = _told(plan), plan.local is not None
-    left = {"url", "model", "engine", "format", "slots", "context"} if local else set()
+    left = {"url", "model", "engine", "format", "kv", "slots", "context"} if local else set()
     if plan.endpoints == (LOCAL_ENDPOINTS if local else USUAL_ENDPOINTS):
         left.add("endpoints")
     if plan.poll != plan.is_api:

@@ -136,6 +136,8 @@ def _hand_over(to: Handing, forward: Forward, leg: Leg, kept: Kept, looking: Loo
     asked = leg.question.body() if looking.asked else b""
     if leg.outcome != "answered":
         to.miss(backend, CUT)
+    elif why := looking.in_vain(forward.asked.streams, forward.asked.fields):
+        to.miss(backend, why)
     elif any(name == b"content-encoding" and value.strip().lower() != b"identity" for name, value in leg.head):
         to.miss(backend, PACKED)
     elif len(asked) > MOST_ASKED or (kept.cut and not looking.asked):

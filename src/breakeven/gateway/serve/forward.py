@@ -175,7 +175,11 @@ class Forward:
         leg = Leg(self, course, lane, home.line, keep=bool(self.experiment) or home.plan.log.prompts, hedge=hedge)
         looking = lane.looking
         if looking is not None and leg.question.endpoint in OBSERVED and observed(self.id, looking.share):
-            leg.kept, leg.question.adds = Kept(looking.keeps, observed=True), looking.adds
+            if looking.in_vain(self.asked.streams, self.asked.fields):
+                leg.kept = leg.kept or Kept(0)  # why is counted at its end
+                leg.kept.observed = True
+            else:
+                leg.kept, leg.question.adds = Kept(looking.keeps, observed=True), looking.adds
         if not self.sent_ns:
             self.sent_ns = leg.start_ns
         return leg

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from breakeven.errors import BreakevenError, one_line
+from breakeven.gateway.plan.experts import RETURN_FLAG
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.serve.lane import secret_of
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Count, Known, State, UnderWay
 from breakeven.wire.client import HttpClient
-from breakeven.wire.metrics import EXPERT_COUNTER, Cells, ExpertTokens, engine_numbers, expert_tokens
+from breakeven.wire.metrics import EXPERT_COUNTER, EXPERT_GAUGE, Cells, ExpertTokens, engine_numbers, expert_tokens
 from breakeven.wire.target import split_base
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ HEAL_S = 5.0
 SILENT = 3
 """Answers without any number of an engine after which its page is asked for only every `RETRY_S`."""
 RETRY_S = 30.0
+UNNAMED = 10
+"""Answers without a counter of experts, where nothing else shows them, after which that is said."""
 MOST_REQUESTS = 1e6
 """In one engine; more is a broken page, and would overflow what is predicted from it."""
 
@@ -52,6 +55,8 @@ class Poller:
             for backend in plan.backends
             if on_experts is not None and backend.experts is not None and backend.experts.observe is None
         }
+        self._unnamed: dict[str, int] = {}
+        """Answers in a row without such a counter, by backend."""
         self.expert_load: dict[str, list[float]] = {}
         """Tokens routed to each expert, by backends that report it."""
         self.troubles: dict[str, str] = {}
@@ -142,6 +147,8 @@ class Poller:
             self.troubles[name] = f"{name}: its page of numbers has {error}, so its experts are not counted"
             return
         self.troubles.pop(name, None)
+        if name in self._counted:
+            self._look_for_counters(page, name)
         if told is None:
             return
         if load := expert_load(told):
@@ -149,6 +156,16 @@ class Poller:
         counter = self._counted.get(name)
         if counter is not None and self._on_experts is not None and (found := counter.since(told)) is not None:
             self._on_experts(name, *found)
+
+    def _look_for_counters(self, page: str, name: str) -> None:
+        """Say it where they do not come. A page names what it counts before there is anything to count."""
+        named = EXPERT_COUNTER in page or EXPERT_GAUGE in page
+        self._unnamed[name] = 0 if named else self._unnamed.get(name, 0) + 1
+        if self._unnamed[name] >= UNNAMED:
+            self.troubles[name] = (
+                f"{name}: its page of numbers counts nothing by expert, so none of its experts is seen; start a vLLM "
+                f"or SGLang with {RETURN_FLAG} and give its experts `observe: 1%`"
+            )
 
     async def _heal(self) -> None:
         """Corrections of backends that nobody hears of fade: see `route.speed`."""
