@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from breakeven.measure import events
 from breakeven.measure.events import EventWriter, iter_events
 from breakeven.measure.load.columns import GAP_ERROR, collect, gap_code, gap_histogram, gap_of_code_ns
-from breakeven.measure.load.part import meets, tpot_ns
+from breakeven.measure.load.part import measured_part, meets, part_from, tpot_ns
 from breakeven.measure.load.points import load_points
 from breakeven.measure.paired.blocks import token_gaps_s
 from breakeven.results.load import Latency, LoadPoint
@@ -77,6 +77,13 @@ def test_a_run_of_equal_requests() -> None:
     assert point.whole_run_ttft_s is not None
     assert point.whole_run_ttft_s.value == pytest.approx(0.1)
     assert not point.client.flags
+
+
+def test_what_is_due_after_the_end_that_rounds_share_is_not_counted() -> None:
+    (loaded,) = collect(run(steady_requests(100), to_s=10.0, zero_ns=ZERO))
+    part = part_from(measured_part(loaded), 2 * S, 5 * S)
+    due_N = loaded.requests.due_N[part.counted_N]
+    assert (len(due_N), due_N.min(), due_N.max()) == (31, 2 * S, 5 * S)
 
 
 def test_failed_requests_are_infinitely_late_and_never_good() -> None:

@@ -23,7 +23,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Part of one run: its requests are those due from `start_ns` on, its rates those from there to before `end_ns`.
+    """Part of one run: its requests are those due from `start_ns` to `end_ns`, its rates those of that time.
 
     `counted_N`: those requests, warm-up excluded.
     """
@@ -66,8 +66,9 @@ def measured_part(run: LoadRun) -> Part:
 
 
 def part_from(part: Part, start_ns: int, end_ns: int) -> Part:
-    """The same run between other borders."""
-    return Part(part.run, start_ns, end_ns, part.counted_N & (part.run.requests.due_N >= start_ns))
+    """The same run between other borders. Rounds that share an end may have requests due after it."""
+    due_N = part.run.requests.due_N
+    return Part(part.run, start_ns, end_ns, part.counted_N & (due_N >= start_ns) & (due_N <= end_ns))
 
 
 def rate_span_ns(part: Part) -> tuple[int, int]:
