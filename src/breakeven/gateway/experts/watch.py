@@ -170,7 +170,8 @@ class ExpertsWatch:
             raise
         except Exception as error:  # whatever one request does to us, the next is looked at
             before = look.trouble
-            look.give_up(f"a request could not be looked at ({type(error).__name__}: {error})")
+            # Not its text, which may hold words of the request.
+            look.give_up(f"a request could not be looked at ({type(error).__name__})")
             look.skip(UNREADABLE)
             if look.trouble != before:
                 complain(f"experts of {note.backend}: {look.trouble}")
