@@ -170,6 +170,10 @@ class Measuring:
 def simulated(load: str, directory: Path, measured: LoadPoint, model: StepModel, policy: Policy) -> list[Row]:
     """The schedule that was played, simulated: a row for each percentile that both have."""
     schedule = load_schedule(next(directory.glob("schedule-*.jsonl")))
+    if measured.steady.found and not schedule.workload.arrivals.is_closed:
+        # What was measured is told of the steady part: the same requests count, and all are served.
+        before_N = schedule.due_ns_N < measured.steady.start_s * 1e9
+        schedule = replace(schedule, warm_N=schedule.warm_N | before_N)
     point = simulate_schedules(model, [schedule], policy=policy, over_time=False).points[0]
     return compared(load, measured, point)
 
