@@ -333,14 +333,15 @@ def test_what_nobody_foresaw_costs_one_request(line: Line, capsys: pytest.Captur
         w.give(chat())
         await w.counted(1, {look.UNREADABLE: 1})
         assert w.readers[0].closed, "who knows in which state it is"
-        assert "RuntimeError: nobody foresaw it" in w.part.troubles()[0]
+        assert "RuntimeError" in w.part.troubles()[0]
+        assert "foresaw" not in w.part.troubles()[0], "it may hold words of the request"
         w.now_s += look.RETRY_S + 1
         w.give(chat())
         await w.counted(2, {look.UNREADABLE: 1})
         assert w.part.troubles() == []
 
     asyncio.run(watched(line, scenario))
-    assert capsys.readouterr().err.count("nobody foresaw it") == 1
+    assert capsys.readouterr().err.count("RuntimeError") == 1
 
 
 def test_what_is_seen_is_saved_while_it_goes_on(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
