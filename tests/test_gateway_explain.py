@@ -30,7 +30,8 @@ from breakeven.pages.gateway import keys_table, print_experiments
 def test_the_story_says_what_was_asked_predicted_and_what_happened() -> None:
     text = explain(record())
     assert "TTFT 300 ms, TPOT 50 ms; about 500 tokens in, 200 expected out" in text
-    assert "Sent to moe (policy breakeven): the cheapest that is predicted to keep what was asked for." in text
+    assert "Sent to moe (policy breakeven): the cheapest that is predicted to keep" in text
+    assert "what was asked for with room to spare." in text
     assert "misses: TTFT 200 % over" in text
     assert "keeps it (2.50 times what is needed)" in text
     assert "The rules on these numbers give moe again." in text

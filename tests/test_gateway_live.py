@@ -144,7 +144,7 @@ async def test_the_verdict_follows_the_traffic(browser: Browser) -> None:
         await here.pass_s(120, rate=3, share=0.02)
         await here.until("#verdict", f"Traffic goes to the dense model {DENSE}")
         why = await here.text("#because")
-        assert f"To {DENSE}: the cheapest that is predicted to keep what was asked for" in why
+        assert f"To {DENSE}: the cheapest that is predicted to keep what was asked for with room" in why
         assert "took over" not in why
         assert "asked for a latency got it in the last minute" in why
         assert "all of it at the other architecture would cost" in why

@@ -137,7 +137,7 @@ def cheapest_that_fits(
     if able:
         return cheapest(scores, able, output_tokens, dice), "cheapest_that_fits"
     best = most_headroom(scores, among, output_tokens)
-    return best, "cheapest_that_fits" if scores[best].headroom >= 1.0 else "least_late"
+    return best, "roomiest" if scores[best].headroom >= 1.0 else "least_late"
 
 
 def behind(scores: Sequence[Score], among: Sequence[int], first: int, output_tokens: float) -> list[int]:

@@ -168,7 +168,7 @@ class Choice(msgspec.Struct, kw_only=True, gc=False):
 
 REASONS = {
     "only": "the only backend that can serve it",
-    "cheapest_that_fits": "the cheapest that is predicted to keep what was asked for",
+    "cheapest_that_fits": "the cheapest that is predicted to keep what was asked for with room to spare",
     "roomiest": "nobody keeps what was asked for with much to spare; here it uses least of it",
     "least_late": "none is predicted to keep what was asked for; this one misses least",
     "least_harm": "none is predicted to keep what was asked for; here it slows down the fewest who are in time",
