@@ -100,8 +100,8 @@ POLICIES: dict[str, Policy] = {
     "vllm": Policy(name="vllm", max_sequences=1024, max_step_tokens=8192, prefix_caching=True, ahead=True),
     # The same on smaller GPUs.
     "vllm-small": Policy(name="vllm-small", max_sequences=256, max_step_tokens=2048, prefix_caching=True, ahead=True),
-    # And on CPUs, where vllm/platforms/cpu.py turns asynchronous scheduling off.
-    "vllm-cpu": Policy(name="vllm-cpu", max_sequences=128, max_step_tokens=2048, prefix_caching=True),
+    # And on CPUs, where vllm/platforms/cpu.py turns asynchronous scheduling off and makes blocks of 128 tokens.
+    "vllm-cpu": Policy(name="vllm-cpu", max_sequences=128, max_step_tokens=2048, block_tokens=128, prefix_caching=True),
     # As Breakeven starts it: nothing is kept of a prompt but where prompts share their beginnings or go on.
     "llama.cpp": Policy(
         name="llama.cpp", max_sequences=4, max_step_tokens=2048, micro_batch=512, block_tokens=1, slot_caching=True
