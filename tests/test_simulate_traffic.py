@@ -138,6 +138,21 @@ def test_on_a_cpu_vllm_plans_no_step_ahead() -> None:
     assert (theirs.ahead, theirs.max_sequences, theirs.max_step_tokens) == (False, 128, 2048)
 
 
+@pytest.mark.parametrize(
+    ("chip", "sequences", "tokens"),
+    [
+        ("h100-sxm", 1024, 8192),
+        ("a100-80gb-sxm", 256, 2048),
+        ("l40s", 256, 2048),
+        ("b200-sxm", 1024, 16384),
+        ("mi300x", 1024, 16384),
+    ],
+)
+def test_vllm_takes_steps_by_its_device(chip: str, sequences: int, tokens: int) -> None:
+    found = policy_of(replace(DENSE, profile=profile_of_chip(chip_named(chip), "vllm")))
+    assert (found.max_sequences, found.max_step_tokens) == (sequences, tokens)
+
+
 def test_a_model_that_leaves_no_room_is_refused() -> None:
     with pytest.raises(UserError, match="leaves no room"):
         policy_of(replace(DENSE, profile=msgspec.structs.replace(profile(), memory_bytes=3 * 10**9)))

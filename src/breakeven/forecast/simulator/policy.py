@@ -98,7 +98,9 @@ class Policy:
 POLICIES: dict[str, Policy] = {
     # vllm serve on a data-centre GPU: EngineArgs.get_batch_defaults, usage OPENAI_API_SERVER, 70 GiB or more.
     "vllm": Policy(name="vllm", max_sequences=1024, max_step_tokens=8192, prefix_caching=True, ahead=True),
-    # The same on smaller GPUs.
+    # The same from 160 GiB on (B200, MI300X).
+    "vllm-large": Policy(name="vllm-large", max_sequences=1024, max_step_tokens=16384, prefix_caching=True, ahead=True),
+    # The same on smaller GPUs, and on every A100, which larger steps slow down (vLLM's pull request 17885).
     "vllm-small": Policy(name="vllm-small", max_sequences=256, max_step_tokens=2048, prefix_caching=True, ahead=True),
     # And on CPUs, where vllm/platforms/cpu.py turns asynchronous scheduling off and makes blocks of 128 tokens.
     "vllm-cpu": Policy(name="vllm-cpu", max_sequences=128, max_step_tokens=2048, block_tokens=128, prefix_caching=True),
