@@ -122,6 +122,20 @@ POLICIES: dict[str, Policy] = {
 }
 
 
+LARGE_DEVICE_BYTES, LARGEST_DEVICE_BYTES = 70 * 2**30, 160 * 2**30
+"""From here on, and from there on again, vLLM takes larger steps by default (`EngineArgs.get_batch_defaults`, 0.32)."""
+SMALL_ALL_THE_SAME = "a100"
+
+
+def policy_by_device(policy: Policy, memory_bytes: float, slug: str) -> Policy:
+    """What the engine of `policy` takes by default on a device of so much memory; itself where it asks for none."""
+    if memory_bytes >= LARGEST_DEVICE_BYTES:
+        return POLICIES.get(f"{policy.name}-large", policy)
+    if memory_bytes < LARGE_DEVICE_BYTES or SMALL_ALL_THE_SAME in slug:
+        return POLICIES.get(f"{policy.name}-small", policy)
+    return policy
+
+
 def policy_named(name: str) -> Policy:
     """The policy of an engine. Raises UserError for one that is not known."""
     if name not in POLICIES:

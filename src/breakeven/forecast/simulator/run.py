@@ -30,6 +30,7 @@ from breakeven.forecast.simulator.policy import (
     Scaler,
     StepTable,
     gateway,
+    policy_by_device,
     policy_named,
     table_of,
 )
@@ -39,10 +40,6 @@ from breakeven.traffic.workload import Slo
 
 _LEAST_CONTEXT = 8192
 BETWEEN_STOPS = 256
-LARGE_DEVICE_BYTES, LARGEST_DEVICE_BYTES = 70 * 2**30, 160 * 2**30
-"""From here on, and from there on again, vLLM takes larger steps by default (`EngineArgs.get_batch_defaults`, 0.32)."""
-SMALL_ALL_THE_SAME = "a100"
-"""Whose name has this takes the small ones."""
 
 
 def simulate(
@@ -74,17 +71,11 @@ def policy_of(model: StepModel, context: float | None = None) -> Policy:
     without a known policy, and for a model that leaves no room.
     """
     profile, policy = model.profile, policy_named(model.profile.engine)
-    small, large = POLICIES.get(f"{policy.name}-small"), POLICIES.get(f"{policy.name}-large")
     on_cpu = POLICIES.get(f"{policy.name}-cpu")
-    memory = profile.memory_bytes or 0
     if on_cpu is not None and (profile.chip or profile.machine) and not on_gpu(profile):
         policy = on_cpu
-    elif large is not None and memory >= LARGEST_DEVICE_BYTES:
-        policy = large
-    elif small is not None and (
-        memory < LARGE_DEVICE_BYTES or (profile.chip and SMALL_ALL_THE_SAME in profile.chip.slug)
-    ):
-        policy = small
+    else:
+        policy = policy_by_device(policy, profile.memory_bytes or 0, profile.chip.slug if profile.chip else "")
     room = model.kv_tokens(context)
     if room is not None and room < 1:
         raise UserError(
