@@ -1,4 +1,4 @@
-"""The command line without a process of its own: half a second less each time.
+"""The command line without a process of its own, half a second less each time; and whether a process still runs.
 
 That a process of its own says the same is tested in test_cli_main.py, and wherever signals, engines or crashes matter.
 """
@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
+
+import psutil
 
 from breakeven.cli.main import main
 
@@ -33,3 +35,11 @@ def run_here(*words: str, cwd: Path | None = None, columns: int = 80) -> subproc
             status = stop.code
     assert isinstance(status, int)
     return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it still runs; one that ended and whose status nobody collected does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

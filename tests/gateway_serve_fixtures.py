@@ -266,8 +266,11 @@ def _accepts(pid: int, port: int) -> bool:
         fields = line.split()
         if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
             listening.add(int(fields[9]))
+    told = []
     try:
-        told = [one.read_text() for one in Path(f"/proc/{pid}/fdinfo").iterdir()]
+        for one in Path(f"/proc/{pid}/fdinfo").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                told.append(one.read_text())
     except OSError:
         return False
     watched = [line for text in told for line in text.splitlines() if line.startswith("tfd:")]

@@ -28,7 +28,7 @@ from breakeven.wire.completions import ScriptedRequest
 from breakeven.wire.scripted import Page, ScriptedServer, Step
 
 LOADS = (ProbeLoad(1, 32, 10), ProbeLoad(2, 32, 10), ProbeLoad(1, 256, 6))
-STEP_S, PROMPT_S = 0.008, 0.02
+STEP_S, PROMPT_S = 0.03, 0.06
 DENSE, MOE = "llama-3.2-1b", "olmoe-1b-7b"
 
 

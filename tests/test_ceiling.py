@@ -18,6 +18,7 @@ from breakeven.errors import BreakevenError
 from breakeven.measure import ceiling
 from breakeven.measure.runner import CompletionRequest, run_block
 from breakeven.wire.instant import ANSWER_BYTES, instant_server
+from tests.cli_fixtures import is_alive
 
 
 def test_the_instant_server_speaks_the_protocol() -> None:
@@ -75,6 +76,13 @@ def test_the_server_does_not_outlive_whoever_started_it() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=os.environ
     ).stdout
     deadline = time.monotonic() + 20
-    while psutil.pid_exists(int(out)) and psutil.Process(int(out)).status() != psutil.STATUS_ZOMBIE:
+    while _runs(int(out)):
         assert time.monotonic() < deadline, "it is still there"
         time.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return is_alive(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return False

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 import breakeven
+from breakeven.errors import UserError
 from breakeven.measure.events import BackendReady, RequestDone, StudyStopped, read_events
 from breakeven.measure.paired.blocks import blocks_of
 from breakeven.results.comparison import Comparison
@@ -232,6 +233,11 @@ def test_engines_wait_for_their_threads_alike_whoever_else_is_there(
     ready = [event for event in read_events(out / LOG) if isinstance(event, BackendReady)]
     assert len(ready) == 2
     assert {event.settings["wait_policy"] for event in ready} == {"OMP_WAIT_POLICY=active"}
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    with pytest.raises(UserError, match="another study"):
+        breakeven.compare(
+            pair, streams=[1], prompt_tokens=8, output_tokens=8, budget_s=4, out=out, look_inside=False, resume=True
+        )
 
 
 @pytest.mark.usefixtures("cached")

@@ -31,7 +31,7 @@ from breakeven.lab.lockstep import LoadedModel, Lockstep, Scored, Scores
 from breakeven.results.lab import Evaluation
 from breakeven.stats.intervals import quotient_estimate
 from breakeven.stats.percentiles import percentile_of_blocks
-from tests.cli_fixtures import run_here
+from tests.cli_fixtures import is_alive, run_here
 
 
 @pytest.fixture(scope="module")
@@ -274,28 +274,20 @@ def test_interrupted_it_ends_with_its_child(toys: Path) -> None:
 
     run = subprocess.Popen(command, cwd=toys, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     children: list[psutil.Process] = []
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not children and time.monotonic() < deadline:
         time.sleep(0.05)
         children = psutil.Process(run.pid).children()
+    assert children
     os.kill(run.pid, signal.SIGINT)
-    _, said = run.communicate(timeout=30)
+    _, said = run.communicate(timeout=120)
     assert run.returncode == 130, said
     assert "Traceback" not in said
     # Interrupted while it starts the child, it leaves the end to the child itself, which is first done importing.
     deadline = time.monotonic() + 60
     while (left := [child for child in children if is_alive(child)]) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert children
     assert left == []
-
-
-def is_alive(process: psutil.Process) -> bool:
-    """Whether it still runs; one that ended and whose status nobody collected does not."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_quotients_of_any_sign_and_percentiles_of_blocks_hold_what_they_promise() -> None:

@@ -392,7 +392,7 @@ def test_slow_requests_get_408(loop: Loop) -> None:
 
 def test_idle_connections_close_without_a_word(loop: Loop) -> None:
     async def work() -> None:
-        async with serving(echo, idle_s=0.2) as (_, port):
+        async with serving(echo, idle_s=1.0) as (_, port):
             assert await talk(port, b"") == b""
             assert len(replies(await talk(port, get(b"/")))) == 1
 
@@ -441,7 +441,7 @@ def test_a_head_that_is_enough_is_answered_at_once_and_ends_the_connection(loop:
 
 def test_a_small_body_that_nobody_keeps_is_dropped_and_the_connection_goes_on(loop: Loop) -> None:
     async def work() -> None:
-        async with serving(refused_head, judge=is_good, read_s=0.3) as (_, port):
+        async with serving(refused_head, judge=is_good, read_s=2.0) as (_, port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(post(b"/bad", 6) + b"abc")
             head = await reader.readuntil(b"\r\n\r\n")
@@ -522,14 +522,17 @@ def test_one_address_leaves_room_for_another(loop: Loop) -> None:
         async with serving(held, connections=6) as (_, port):
             for _ in range(3):
                 await opened(port, get(b"/busy"))
+                await held.got.get()
             data = await talk(port, get(b"/"))
             assert code(data) == (503, "too_many_connections")
             assert replies(data)[0].headers[b"retry-after"] == b"1"
             for _ in range(2):
                 await opened(port, get(b"/other"), "127.0.0.2")
+                await held.got.get()
             assert held.calls == 5
             idle = await opened(port, b"", "127.0.0.2")
             await opened(port, get(b"/other"), "127.0.0.2")  # its own idle one makes room
+            await held.got.get()
             assert await idle.read(-1) == b""
             assert held.calls == 6
 
@@ -538,7 +541,7 @@ def test_one_address_leaves_room_for_another(loop: Loop) -> None:
 
 def test_who_never_asked_is_waited_for_less(loop: Loop) -> None:
     async def work() -> None:
-        async with serving(echo, idle_s=20.0, unasked_s=0.1) as (server, port):
+        async with serving(echo, idle_s=20.0, unasked_s=1.0) as (server, port):
             kept = await opened(port, get(b"/"))
             assert await (await opened(port)).read(-1) == b""
             assert server.connections == 1

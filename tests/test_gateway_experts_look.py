@@ -637,7 +637,10 @@ def _unix_sockets(pid: int) -> int:
     inodes = set()
     for text in Path("/proc/net/unix").read_text().splitlines()[1:]:
         inodes.add(text.split()[6])
-    links = [str(one.readlink()) for one in Path(f"/proc/{pid}/fd").iterdir()]
+    links = []
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            links.append(str(one.readlink()))
     return sum(link.startswith("socket:[") and link[8:-1] in inodes for link in links)
 
 

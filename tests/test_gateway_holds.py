@@ -36,7 +36,7 @@ children.LOOK_S = supervisor.LOOK_S = 0.2
 children.STILL = children.STILL_WATCHER = 10
 processes.BEAT_S = 0.1
 parts.MOST_S = watcher.SAVE_S = 0.3
-supervisor.READ_S = 1.0
+supervisor.READ_S = 4.0
 
 fork, save, run_worker, read_gateway = os.fork, watcher.save_budgets, supervisor.run_worker, load.read_gateway
 

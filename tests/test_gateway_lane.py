@@ -274,7 +274,9 @@ class Standing:
     not_loaded = tell_progress = loaded  # type: ignore[assignment]
 
 
-async def test_workers_share_the_places_of_a_backend_between_keys() -> None:
+async def test_workers_share_the_places_of_a_backend_between_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A claim of a worker that is held up holds all the same.
+    monkeypatch.setattr("breakeven.gateway.serve.lane.CLAIM_HOLDS_NS", 60 * 10**9)
     block = SharedBlock(Shape(workers=3, backends=3, keys=3, models=1, experiments=1))
     loop, anna, bert = asyncio.get_running_loop(), 1, 2
     lanes = [lane_of(block, worker, keys=3, limit=6) for worker in (1, 2)]

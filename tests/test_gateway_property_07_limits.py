@@ -48,7 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     directory = tmp_path_factory.mktemp("limits")
     key, other = (store.create(directory / "keys.json", name) for name in ("anna", "bert"))
     with ChaosServer(huge_bytes=32 * 2**20) as server:
-        hasty = {"connect": "5s", "first_byte": "0.3s", "idle": "0.3s", "total": "5s"}
+        hasty = {"connect": "5s", "first_byte": "2s", "idle": "0.3s", "total": "5s"}
         plan = {
             "keys": "keys.json",
             "limits": LIMITS,

@@ -76,7 +76,7 @@ async def one(world: World, dice: random.Random, port: int) -> None:
         sent = sent[: dice.randrange(len(sent))]
     writer.write(sent)
     with contextlib.suppress(TimeoutError, ConnectionError):
-        async with asyncio.timeout(dice.random() * 0.03):
+        async with asyncio.timeout(dice.random() * dice.choice((0.03, 0.03, 0.03, 0.5))):
             await reader.read(-1)
     if dice.random() < 0.5:
         writer.transport.abort()

@@ -106,7 +106,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         quick = {"timeouts": {"first_byte": "400ms", "idle": "400ms"}, "poll": False}
         # What is to break off after its first byte must not be given up before it by a busy machine.
         patient = {"timeouts": {"first_byte": "20s", "idle": "400ms"}, "poll": False}
-        faulty = ((bad, BEFORE, quick), (bad, AFTER, patient), (dies, ["die"], quick), (odd, list(ODD), quick))
+        calm = {"timeouts": {"first_byte": "20s", "idle": "20s"}, "poll": False}
+        faulty = ((bad, BEFORE, quick), (bad, AFTER, patient), (dies, ["die"], quick), (odd, list(ODD), calm))
         backends += [
             {
                 "name": f"bad-{fault}-{stream}",
@@ -151,8 +152,8 @@ def _closed_port() -> int:
 
 
 def test_two_workers_and_one_that_watches(house: House) -> None:
-    assert len(house.gateway.workers()) == 2
-    assert len(house.gateway.watcher()) == 1
+    wait(lambda: len(house.gateway.workers()) == 2, "not every worker accepts")
+    wait(lambda: len(house.gateway.watcher()) == 1, "nobody watches")
     assert house.gateway.state()["workers"] == 2
 
 
@@ -422,7 +423,7 @@ def test_a_client_that_leaves_cancels_the_backend(house: House, reset: bool) -> 
     client.until(ident.encode())
     client.leave(reset=reset)
     # The whole answer would take the backend far longer than anybody waits here.
-    wait(lambda: house.good.seen.cancelled == cancelled + 1, "the backend goes on", 5.0)
+    wait(lambda: house.good.seen.cancelled == cancelled + 1, "the backend goes on")
     wait(house.gateway.idle, "something is still counted")
     wait(lambda: [one.status for one in house.gateway.logged() if one.status == 499], "it is in no log")
     assert house.good.seen.ids[ident] == 1
@@ -433,7 +434,7 @@ def test_a_client_that_leaves_before_the_first_byte_asks_nobody_else(house: Hous
     client = Listener(house.gateway.url, question("early", "pair", chaos="stall"))
     wait(lambda: house.good.seen.ids["early"], "it was never asked")
     client.leave()
-    wait(lambda: house.good.seen.cancelled == cancelled + 1, "the backend goes on", 5.0)
+    wait(lambda: house.good.seen.cancelled == cancelled + 1, "the backend goes on")
     wait(house.gateway.idle, "something is still counted")
     assert house.good.seen.ids["early"] == 1
 

@@ -27,6 +27,7 @@ from breakeven.engines.inside.routed import ChoiceCounter, RoutingReader
 from breakeven.engines.synthesis.write import synthesise
 from breakeven.errors import EngineError, NotSupportedError, UserError
 from breakeven.model.architecture import ModelSpec
+from tests.cli_fixtures import is_alive
 
 BATCH = 64
 """As `trace` has it, so that both compute the same sums."""
@@ -299,6 +300,6 @@ def test_a_killed_parent_takes_it_along(qwen: Path) -> None:
     parent.kill()
     parent.wait()
     deadline = time.monotonic() + 60
-    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+    while is_alive(child) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert not is_alive(child)

@@ -23,6 +23,7 @@ from breakeven.errors import EngineError, UserError
 from breakeven.hardware.reader import available_threads
 from breakeven.measure.paired.blocks import block_metrics
 from breakeven.measure.runner import CompletionRequest, run_block
+from tests.cli_fixtures import is_alive
 
 PROMPT, OUTPUT = 64, 32
 
@@ -247,7 +248,7 @@ def test_it_dies_with_a_parent_killed_while_it_loads(smollm2_gguf: Path, tmp_pat
 def _wait_gone(process: psutil.Process) -> None:
     """Wait until a process that is not ours to reap has ended."""
     deadline = time.monotonic() + 20
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+    while is_alive(process):
         assert time.monotonic() < deadline, "the engine outlived its parent"
         time.sleep(0.02)
 

@@ -124,7 +124,7 @@ def test_turns_follow_their_answers_and_a_failed_turn_ends_its_conversation(tmp_
 def test_what_never_ends_is_cancelled_after_the_drain(tmp_path: Path) -> None:
     schedule = schedule_of([0.0, 0.01, 0.02, None], session=[-1, 5, -1, 5], turn=[0, 0, 0, 1])
     with plain_server(hang=frozenset({1})) as thread:
-        played = play(thread.server.url, schedule, tmp_path / "events.jsonl", drain_s=0.3)
+        played = play(thread.server.url, schedule, tmp_path / "events.jsonl", drain_s=2.0)
     r = played.by_index()
     assert [r[i].error for i in range(4)] == [None, "cancelled", None, "cancelled"]
     assert r[1].detail == r[3].detail == "unfinished when the run ended"
@@ -143,7 +143,7 @@ def test_the_warm_up_is_marked_and_the_rest_is_not(tmp_path: Path) -> None:
 
 
 def test_an_endpoint_that_dies_and_comes_back_is_counted_and_the_run_goes_on(tmp_path: Path) -> None:
-    schedule = schedule_of([i * 0.01 for i in range(250)])
+    schedule = schedule_of([i * 0.01 for i in range(500)])
     with plain_server(wait_s=0.005) as thread:
         todo = [(80, thread.up), (30, thread.down)]
 
@@ -153,20 +153,18 @@ def test_an_endpoint_that_dies_and_comes_back_is_counted_and_the_run_goes_on(tmp
 
         played = play(thread.server.url, schedule, tmp_path / "events.jsonl", on_state=on_state)
     requests = played.by_index()
-    assert sorted(requests) == list(range(250))
+    assert sorted(requests) == list(range(500))
     errors = {r.error for r in requests.values()} - {None}
     assert "unreachable" in errors
     assert errors <= {"unreachable", "reset"}
     assert requests[0].error is None
-    assert requests[249].error is None
+    assert requests[499].error is None
     assert played.done.ok
 
 
 def test_a_dead_endpoint_does_not_make_a_closed_loop_spin(tmp_path: Path) -> None:
     schedule = closed_schedule(50, 2, duration_s=1.0)
-    with plain_server() as thread:
-        url = thread.server.url
-    played = play(url, schedule, tmp_path / "events.jsonl")
+    played = play("http://127.0.0.1:1", schedule, tmp_path / "events.jsonl")
     assert {r.error for r in played.requests} == {"unreachable"}
     # 2 streams, one try each 200 ms at most
     assert 2 <= len(played.requests) <= 12
@@ -295,7 +293,7 @@ def test_whoever_watches_is_told_what_happens(tmp_path: Path) -> None:
         def close(self) -> None: ...
 
     states: list[LoadState] = []
-    schedule = schedule_of([i * 0.02 for i in range(100)])
+    schedule = schedule_of([i * 0.02 for i in range(150)])
     ceiling = ClientCeiling(requests_per_s=1000, stream_events_per_s=10_000, processes=1)
     with plain_server(wait_s=0.02, gap_s=0.01) as thread:
         played = play(
@@ -309,7 +307,7 @@ def test_whoever_watches_is_told_what_happens(tmp_path: Path) -> None:
     assert len(states) >= 3
     last = states[-1]
     assert (last.model, last.load, last.errors) == ("plain", "test", {})
-    assert last.of_s == pytest.approx(1.98)
+    assert last.of_s == pytest.approx(2.98)
     assert last.issued >= last.answered > 30
     assert last.ttft_p50_s is not None
     assert last.ttft_p50_s >= 0.02

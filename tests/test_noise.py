@@ -123,7 +123,8 @@ def test_throttle_counts_are_summed(tmp_path: Path) -> None:
 
 
 SPIN = (
-    "import time\nend = time.process_time() + 0.5\nprint('spinning', flush=True)\nwhile time.process_time() < end: pass"
+    "import time\nprint('there', flush=True)\ninput()\n"
+    "end = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
 )
 
 
@@ -138,8 +139,10 @@ def test_a_real_busy_process_is_seen_unless_it_is_ours(ours: bool) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
         pids = [child.pid] if ours else []
-        assert child.stdout.readline() == "spinning\n"
+        assert child.stdout.readline() == "there\n"
         before = sample(pids)
+        child.stdin.write("\n")
+        child.stdin.flush()
         assert child.stdout.readline() == "done\n"
         # The counters of the whole machine may be a tick behind those of the process.
         time.sleep(0.05)

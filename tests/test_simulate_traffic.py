@@ -79,6 +79,25 @@ def test_a_closed_loop_starts_over_when_its_rows_are_used_up() -> None:
     assert np.nanmax(run.arrival_s_N) > 59.0
 
 
+def test_what_follows_an_answer_comes_when_the_next_step_has_begun() -> None:
+    """An engine does not wait for a client to ask again: who follows joins the step after the one just begun."""
+
+    def median_first_s(streams: int) -> float:
+        asked = workload(
+            arrivals=Arrivals(process="closed", concurrency=streams),
+            output=Length(kind="uniform", low=20, high=80),
+            requests=200,
+            duration_s=None,
+        )
+        run, counted = simulate_schedule(draw(asked), DENSE, TINY_POLICY, Fleet())
+        return float(np.median((run.first_s_N - run.arrival_s_N)[counted]))
+
+    step_s = float(DENSE.step_s(1, 225))
+    alone_s, beside_s = median_first_s(1), median_first_s(2)
+    # Of the other's steps, the one under way when the request comes; its own step answers both.
+    assert 0.8 * step_s <= beside_s - alone_s <= 2.0 * step_s
+
+
 def test_a_trace_shares_prefixes_only_where_asked(tmp_path: Path) -> None:
     rows = [
         {"timestamp": 4000 * i, "input_length": 1100, "output_length": 5, "hash_ids": [1, 2, 10 + i]} for i in range(6)

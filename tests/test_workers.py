@@ -55,7 +55,7 @@ def test_two_processes_send_what_one_would(tmp_path: Path) -> None:
 
 def test_the_streams_of_a_closed_loop_are_shared_out(tmp_path: Path) -> None:
     schedule = closed_schedule(8, 5, requests=60)
-    with plain_server(wait_s=0.01) as thread:
+    with plain_server(wait_s=0.1) as thread:
         played = play(thread.server.url, schedule, tmp_path / "events.jsonl", processes=2)
         assert thread.server.most_in_flight == 5
     assert len(played.by_index()) == 60

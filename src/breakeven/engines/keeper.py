@@ -56,6 +56,11 @@ def spin_said(environment: Mapping[str, str]) -> str:
     return " ".join(f"{name}={environment[name]}" for name in _OWN_WORD if name in environment)
 
 
+def threads_wait() -> str:
+    """How threads of an engine that is started now wait: part of what a study is, since it decides comparisons."""
+    return spin_said(with_spin(os.environ))
+
+
 class KeptEngine(ABC):
     """An engine in a process of ours: up inside the `with` block and gone after it, whatever happens.
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from breakeven.engines.backend import LLAMA_CPP
+from breakeven.engines.keeper import threads_wait
 from breakeven.engines.start import start, weights_of
 from breakeven.errors import BreakevenError, UserError
 from breakeven.forecast.calibration.fit import Fitted, LeftOut, errors_of, fit, leave_models_out, ranges_of
@@ -76,9 +77,8 @@ def calibrate(options: CalibrateOptions, on_progress: OnProgress = lambda state:
     machine = read_machine()
     chosen = plan(options, machine)
     kinds = [(s.name, str(s.spec), s.format_name, s.url) for s in chosen.subjects]
-    mark = fingerprint(
-        (chosen.engine_name, options.asked, kinds, chosen.loads, options.threads, options.kv, __version__)
-    )
+    threads = (options.threads, threads_wait())
+    mark = fingerprint((chosen.engine_name, options.asked, kinds, chosen.loads, threads, options.kv, __version__))
     where = options.out.with_name(options.out.stem + "-calibration") if options.out else None
     what = f"calibrate-{chosen.engine_name}-{chosen.format_name.lower()}"
     what += re.sub(r"[^A-Za-z0-9.]+", "-", f"-{host_of_urls(options.urls)}").rstrip("-") if options.urls else ""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from breakeven.engines import openai_url
 from breakeven.engines.cache import cache_directory
+from breakeven.engines.keeper import threads_wait
 from breakeven.engines.memory import CONTEXT_STEP, RESERVE, needed_bytes, whole_context
 from breakeven.engines.source import Source, parse_sources, slug
 from breakeven.engines.start import format_of, weights_of
@@ -115,7 +116,7 @@ def compare(
         [s.question for s in sources],
         (format_name, kv, options.asked),
         (plan.streams, plan.prompt_tokens, plan.output_tokens, plan.seed, *plan.texts),
-        options.threads,
+        (options.threads, threads_wait()),
         __version__,
     )
     default = Path("results") / "-vs-".join(slug(s.name) for s in sources)

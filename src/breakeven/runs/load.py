@@ -17,6 +17,7 @@ from types import TracebackType
 import msgspec
 
 from breakeven.engines import openai_url
+from breakeven.engines.keeper import threads_wait
 from breakeven.engines.memory import whole_context
 from breakeven.engines.source import SYNTHETIC, Source, assumed_caveats, slug
 from breakeven.engines.start import Running, format_of, weights_of
@@ -140,7 +141,7 @@ class Session:
             kind,
             [s.question for s in sources],
             (workload, slo, target_share, confidence, question),
-            (options.asked, options.format_name, options.kv, options.threads, self._slots),
+            (options.asked, options.format_name, options.kv, options.threads, threads_wait(), self._slots),
             __version__,
         )
         self._stack = ExitStack()

@@ -22,6 +22,8 @@ from breakeven.traffic.schedule import DEPENDS, Schedule
 SESSION_CHUNK_TOKENS = 64
 """What a conversation's history is cached in."""
 NS = 1e9
+ROUND_TRIP_S = 1e-3
+"""At least so long after an answer comes what follows it; the engine has begun its next step by then, or nearly so."""
 
 
 class Blocks:
@@ -277,7 +279,7 @@ def requests_of_schedule(schedule: Schedule) -> Requests:
     after_N = think_s_N = None
     if (turn_N > 0).any() or arrivals.is_closed:
         after_N = np.where(turn_N > 0, np.arange(n) - 1, NOBODY)
-        think_s_N = schedule.think_ns_N / NS
+        think_s_N = np.maximum(schedule.think_ns_N / NS, ROUND_TRIP_S)
     before_N = np.concatenate([[0], np.cumsum(prompt_N + output_N)])[:-1]
     # Everything said since the conversation began, and this turn's message.
     context_N = before_N - before_N[np.arange(n) - turn_N] + prompt_N
