@@ -94,6 +94,65 @@ def test_sharegpt_as_a_list_and_by_lines(tmp_path: Path) -> None:
         assert len(read_prompts(path, turns=8).requests) == 2
 
 
+def test_conversations_without_a_question_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "sharegpt.json"
+    silent = [{"conversations": [{"from": "gpt", "value": "Left over."}]}, {"conversations": []}]
+    path.write_text(json.dumps([silent[0], {"conversations": SHAREGPT}, silent[1]]))
+    found = read_prompts(path)
+    assert [request.plain for request in found.requests] == ["How tall is the tower?"]
+    assert (found.starts, found.unasked) == ((0, 1), 2)
+    assert "2 conversations without a question, left out" in found.said(output=True)
+    path.write_text(json.dumps(silent))
+    with pytest.raises(UserError, match=r"sharegpt\.json: holds no prompt in its 2 conversations"):
+        read_prompts(path)
+
+
+def test_llama_factory_s_calls_of_tools(tmp_path: Path) -> None:
+    call, result = '{"name": "look", "arguments": {}}', '{"celsius": 21}'
+    row = {
+        "conversations": [
+            {"from": "human", "value": "How warm is it?"},
+            {"from": "function_call", "value": call},
+            {"from": "observation", "value": result},
+            {"from": "gpt", "value": "It is 21 degrees."},
+        ],
+        "tools": json.dumps([{"name": "look", "description": "Looks.", "parameters": {}}]),
+    }
+    found = read_prompts(lines(tmp_path / "own.jsonl", row), turns=5)
+    first, second = (json.loads(b"{%b}" % request.members) for request in found.requests)
+    assert first["messages"] == [{"role": "user", "content": "How warm is it?"}]
+    assert second["messages"] == [
+        *first["messages"],
+        {"role": "assistant", "content": call},
+        {"role": "user", "content": result},
+    ]
+    wrapped = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {}}}
+    assert first["tools"] == second["tools"] == [wrapped]
+
+
+@pytest.mark.parametrize("key", ["conversations", "conversation"])
+def test_conversations_of_roles_and_contents(tmp_path: Path, key: str) -> None:
+    turns = [{"role": "assistant", "content": "Left over."}, {"role": "human", "content": "Hi?"}, *AGENT[2:]]
+    found = read_prompts(lines(tmp_path / "own.jsonl", {key: turns, "model": "m"}), turns=2)
+    sent = [json.loads(b"{%b}" % request.members)["messages"] for request in found.requests]
+    asked = {"role": "user", "content": "Hi?"}
+    assert sent == [[asked], [asked, *AGENT[2:4]]]
+    assert found.unused == ()
+
+
+@pytest.mark.parametrize("first", ["[INST] How tall is it? [/INST]", "{{name}}, hello", "[1] and [2] differ how?"])
+def test_text_that_begins_as_json_does_is_text(tmp_path: Path, first: str) -> None:
+    path = tmp_path / "own.txt"
+    path.write_text(f"{first}\nA haiku.\n")
+    assert [request.text for request in read_prompts(path).requests] == [first, "A haiku."]
+
+
+@pytest.mark.parametrize("url", ["/chat/completions", "https://a.example/v1/completions?api-version=2026-01-01"])
+def test_batches_of_azure_and_others(tmp_path: Path, url: str) -> None:
+    path = lines(tmp_path / "batch.jsonl", {"custom_id": "1", "url": url, "body": {"messages": AGENT[:2]}})
+    assert len(read_prompts(path).requests) == 1
+
+
 def test_openai_batches(tmp_path: Path) -> None:
     body = {"model": "m", "messages": AGENT[:2], "max_tokens": 9}
     path = lines(
@@ -221,9 +280,17 @@ def test_a_comparison_without_traffic_is_made_of_the_same_text(tmp_path: Path) -
         ('{"conversations": [{"from": {"role": "user"}, "value": "a"}]}\n', ["line 1", "conversations[0]", "human"]),
         ('{"prompt": "a", "images": ["none.png"]}\n', ["line 1", "images[0]", "none.png"]),
         ('{"body": {"prompt": "a"}, "url": "/v1/embeddings"}\n', ["line 1", "key url", "/v1/embeddings"]),
+        ('{"body": {"prompt": "a"}, "url": "/v1/responses"}\n', ["line 1", "key url", "/v1/responses"]),
         ('{"body": {"prompt": 7}}\n', ["line 1", "key body", "key prompt"]),
         ('[{"prompt": "a"}, 7]', ["item 2", "expected an object"]),
         ('[{"prompt": "a"}', ["no whole JSON list"]),
+        ('{"prom', ["line 1", "not a JSON object"]),
+        ("{'prompt': 'a'}\n", ["line 1", "not a JSON object"]),
+        ('{"messages": [{"role": "user", "content": "a"}], "tools": "many"}\n', ["line 1", "key tools", "many"]),
+        ('{"conversation": [{"role": "me", "content": "a"}]}\n', ["line 1", "conversation[0].role", "me"]),
+        ("at_s,prompt_tokens,output_tokens\n0,1,2\n", ["line 1", "is a trace (simple)", "--trace"]),
+        ('"TIMESTAMP","ContextTokens","GeneratedTokens"\n', ["line 1", "is a trace (azure)", "--trace"]),
+        ('{"timestamp": 0, "input_length": 9, "output_length": 2}\n', ["line 1", "is a trace (mooncake)", "--trace"]),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, text: str, says: list[str]) -> None:

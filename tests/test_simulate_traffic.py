@@ -247,6 +247,19 @@ def test_a_long_trace_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monke
         simulate_long_trace(DENSE, path, policy=TINY_POLICY)
 
 
+def test_a_long_trace_says_what_is_not_played_as_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    path.write_text(
+        "TIMESTAMP,NumImages,ContextTokens,GeneratedTokens\n2024-10-15 00:00:00,2,100,4\n"
+        "2024-10-15 00:00:01,0,90,0\n2024-10-15 00:00:02,1,50,3\n"
+    )
+    note = simulate_long_trace(DENSE, path, policy=TINY_POLICY, rows=2).notes[0]
+    assert note == (
+        "long.csv is read in parts; its numbers: times of day in UTC; 1 without an answer's tokens and played with one"
+        "; 3 images, in 2 of them, are counted, not sent"
+    )
+
+
 # --- what an engine keeps --------------------------------------------------------------------------------------------
 
 SLOTS = replace(TINY_POLICY, prefix_caching=False, slot_caching=True)

@@ -208,6 +208,11 @@ def test_a_trace_beyond_memory_is_represented_by_its_beginning(tmp_path: Path) -
     head = read_study_trace(path, whole_bytes=1000, head_lines=101)
     assert head.prompt.tolist() == list(range(10, 110))
     assert head.name == "long.csv"
+    path.write_text(f"at_s,prompt_tokens,output_tokens\n{rows}".replace("\n48,58,2\n", "\n48,many,2\n"))
+    with pytest.raises(UserError) as caught:
+        read_study_trace(path, whole_bytes=1000, head_lines=101)
+    # Of the person's file, not of the copy that was made of its beginning.
+    assert str(caught.value).startswith(f"{path}, line 50, column prompt_tokens")
 
 
 def test_a_long_document_has_no_beginning_to_read(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from breakeven.errors import UserError
 from breakeven.traffic.draw import draw
 from breakeven.traffic.schedule import DEPENDS, Schedule
+from breakeven.traffic.traces.cells import keys_of
 from breakeven.traffic.traces.lines import LINES, trace_parts
 from breakeven.traffic.traces.read import TRACES, line_format, read_trace
-from breakeven.traffic.traces.rows import TraceRows, keys_of
+from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.workload import Arrivals, Length, Workload
 
 DATA = Path(__file__).parent / "data" / "traces"
@@ -119,6 +120,92 @@ def test_guidellm_conversations_and_several_benchmarks(tmp_path: Path) -> None:
     assert drawn.think_ns_N.tolist() == [0, 2_000_000_000, 2_000_000_000]
 
 
+def guidellm_rows(tmp_path: Path, changes: list[dict[str, Any]]) -> Path:
+    """The first rows of the published result with other keys; a dictionary within a row is changed key by key."""
+    report = json.loads((DATA / "guidellm.json").read_text())
+    rows = report["benchmarks"][0]["requests"]["successful"][: len(changes)]
+    for row, change in zip(rows, changes, strict=True):
+        row["info"]["timings"].update(change.pop("timings"))
+        row["info"].update(change.pop("info"))
+        row["input_metrics"]["text_tokens"] = row["output_metrics"]["text_tokens"] = None
+        row.update(change)
+    report["benchmarks"][0]["requests"]["successful"] = rows
+    path = tmp_path / "benchmarks.json"
+    path.write_text(json.dumps(report))
+    return path
+
+
+def test_a_turn_after_one_without_counts_is_told_by_the_last_that_has_them(tmp_path: Path) -> None:
+    made = (8, None, 8)
+    changes = [
+        {
+            "info": {"conversation_id": "one", "turn_index": k, "history_len": 2 * k},
+            "timings": {"targeted_start": 100.0 + 10 * k, "predecessor_completed": None, "request_end": 101.0 + 10 * k},
+            "prompt_tokens": 20 + 30 * k,
+            "output_tokens": made[k],
+        }
+        for k in range(3)
+    ]
+    trace = read_trace(guidellm_rows(tmp_path, changes))
+    assert (trace.skipped, trace.anew) == (1, 0)
+    # 80 of context less the 20 asked and the 8 answered two turns before.
+    assert trace.prompt.tolist() == [20, 52]
+    drawn = replay(trace)
+    assert drawn.context_tokens(1) == 80
+    assert drawn.think_ns_N.tolist() == [0, 19_000_000_000]
+
+
+def test_guidellm_subagents_are_conversations_of_their_own(tmp_path: Path) -> None:
+    def row(
+        node: str, turn: int, history: int, parents: list[str], tokens: tuple[int, int], at: float
+    ) -> dict[str, Any]:
+        agent = node.split("_")[0]
+        info = {"conversation_id": "graph", "node_id": node, "agent_id": agent, "parent_node_ids": parents}
+        return {
+            "info": info | {"turn_index": turn, "history_len": history},
+            "timings": {"targeted_start": at, "predecessor_completed": at - 1, "request_end": at + 2},
+            "prompt_tokens": tokens[0],
+            "output_tokens": tokens[1],
+        }
+
+    changes = [
+        row("main_0", 0, 0, [], (1000, 100), 100.0),
+        row("branch_0", 0, 0, ["main_0"], (500, 50), 105.0),
+        row("main_1", 1, 4, ["branch_0", "main_0"], (1250, 30), 108.0),
+    ]
+    trace = read_trace(guidellm_rows(tmp_path, changes))
+    assert trace.anew == 0
+    drawn = replay(trace)
+    assert drawn.prompt_N.tolist() == [1000, 150, 500]
+    assert drawn.turn_N.tolist() == [0, 1, 0]
+    assert drawn.due_ns_N.tolist() == [0, DEPENDS, 5_000_000_000]
+    assert [drawn.context_tokens(i) for i in range(3)] == [1000, 1250, 500]
+    # From the answer of its own agent, at 102 s, and not from that of the subagent.
+    assert drawn.think_ns_N.tolist() == [0, 6_000_000_000, 0]
+
+
+def test_guidellm_before_it_had_info(tmp_path: Path) -> None:
+    path = tmp_path / "benchmarks.json"
+    rows = [
+        {
+            "scheduler_info": {"targeted_start_time": at},
+            "start_time": start,
+            "prompt_tokens": asked,
+            "output_tokens": made,
+        }
+        for at, start, asked, made in [(100.0, 100.5, 120, 40), (-1, 103.0, 80, 20)]
+    ]
+    found = {"successful": rows, "errored": [], "incomplete": [], "total": None}
+    path.write_text(json.dumps({"benchmarks": [{"type_": "generative_benchmark", "requests": found}]}))
+    trace = read_trace(path)
+    assert trace.at_ns.tolist() == [0, 3_000_000_000]
+    assert (trace.prompt.tolist(), trace.output.tolist()) == ([120, 80], [40, 20])
+    path.write_text(json.dumps({"benchmarks": [{"results": rows}]}))
+    with pytest.raises(UserError, match=r"is not a GuideLLM result.*requests.*docs/traffic\.md") as caught:
+        read_trace(path)
+    assert "give it whole" not in str(caught.value)
+
+
 def test_aiperf(tmp_path: Path) -> None:
     trace = read_trace(DATA / "aiperf.jsonl")
     assert trace.format == "aiperf"
@@ -145,6 +232,25 @@ def test_aiperf(tmp_path: Path) -> None:
     assert replay(trace).think_ns_N.tolist() == [0, 600_000_000]
 
 
+def test_a_context_that_cannot_hold_what_was_said_begins_a_conversation(tmp_path: Path) -> None:
+    records = [json.loads(line) for line in (DATA / "aiperf.jsonl").read_text().splitlines()]
+    for k, (asked, made) in enumerate([(100, 10), (150, 20), (120, 5), (200, 3)]):
+        times = {"credit_issued_ns": k * 10**9, "request_end_ns": k * 10**9 + 4 * 10**8}
+        records[k]["metadata"].update(times, x_correlation_id="one", turn_index=k)
+        records[k]["metrics"]["input_sequence_length"]["value"] = asked
+        records[k]["metrics"]["output_sequence_length"]["value"] = made
+    path = tmp_path / "profile_export.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    trace = read_trace(path)
+    assert trace.prompt.tolist() == [100, 150 - 110, 120, 200 - 125]
+    assert trace.anew == 1
+    assert "1 with no more context than was said before" in trace.reading
+    drawn = replay(trace)
+    assert drawn.turn_N.tolist() == [0, 1, 0, 1]
+    assert [drawn.context_tokens(i) for i in range(4)] == [100, 150, 120, 200]
+    assert drawn.think_ns_N.tolist() == [0, 600_000_000, 0, 600_000_000]
+
+
 # --- windows, scaling ------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +269,26 @@ def test_a_window_may_begin_inside_a_conversation() -> None:
     drawn = replay(read_trace(DATA / "simple.csv"), start_s=2.0)
     assert drawn.turn_N.tolist() == [0, 0, 1]
     assert drawn.due_ns_N.tolist() == [1, 250_000_000, DEPENDS]
+    # Ann's first turn lies before: 120 asked and 40 answered, which her second brings along.
+    assert drawn.prompt_N.tolist() == [90, 190, 25]
+    assert [drawn.context_tokens(i) for i in range(3)] == [90, 190, 265]
+
+
+def test_a_turn_that_a_window_begins_with_has_the_blocks_of_its_whole_context() -> None:
+    drawn = replay(read_trace(DATA / "bailian.jsonl"), start_s=30.0)
+    assert drawn.turn_N.tolist() == [0, 0]
+    assert drawn.prompt_N.tolist() == [70, 33]
+    assert drawn.blocks == ((0, 1, 2, 5, 6), (7, 8, 9))
+
+
+def test_a_turn_missing_in_the_window_is_told_with_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    # The second turn was recorded as if it had come first, so that the window has the turns around it alone.
+    path.write_text("at_s,prompt_tokens,output_tokens,session,turn\n5,10,1,a,0\n1,20,2,a,1\n6,30,3,a,2\n")
+    drawn = replay(read_trace(path), start_s=2.0)
+    assert drawn.turn_N.tolist() == [0, 1]
+    assert drawn.prompt_N.tolist() == [10, 20 + 2 + 30]
+    assert drawn.context_tokens(1) == 10 + 1 + 20 + 2 + 30
 
 
 def test_a_trace_obeys_the_rest_of_the_workload() -> None:
@@ -239,6 +365,8 @@ SIMPLE = "at_s,prompt_tokens,output_tokens\n"
         (AZURE.splitlines()[0], ["no request"]),
         (AZURE + "2023-11-16 18:15:47,-3,44\n", ["line 3", "column ContextTokens", "'-3'"]),
         (AZURE + "2023-11-16 18:15:47,3,4.5\n", ["line 3", "column GeneratedTokens", "'4.5'"]),
+        (AZURE + "2023-11-16 18:15:47,3,nan\n", ["line 3", "column GeneratedTokens", "'nan'"]),
+        (AZURE + "2023-11-16 18:15:47,3,1e9999999\n", ["line 3", "column GeneratedTokens", "'1e9999999'"]),
         (AZURE + "2023-11-16 18:15:47,3,\n", ["line 3", "column GeneratedTokens", "found nothing"]),
         (AZURE + "2023-13-16 18:15:47,3,4\n", ["line 3", "column TIMESTAMP"]),
         (AZURE + "2023-11-16 18:15", ["line 3", "column 2", "cut off"]),
@@ -251,9 +379,15 @@ SIMPLE = "at_s,prompt_tokens,output_tokens\n"
         (MOONCAKE.replace("[0]", "7"), ["line 1", "column hash_ids", "a list"]),
         (SIMPLE + "nan,1,2\n", ["line 2", "column at_s", "'nan'"]),
         (SIMPLE + "1e30,1,2\n", ["line 2", "column at_s"]),
+        (SIMPLE + "1e9999999,1,2\n", ["line 2", "column at_s", "'1e9999999'"]),
         ("at_s,prompt_tokens\n1,2\n", ["line 1", "lacks output_tokens"]),
         ("at_s,prompt_tokens,output_tokens,user\n1,2,3,4\n", ["line 2", "'user' is not known", "session"]),
         ("at_s,prompt_tokens,output_tokens,session,turn\n1,2,3,a,x\n", ["line 2", "column turn"]),
+        ("at_s,prompt_tokens,output_tokens,session,turn\n1,2,3,a,1.5\n", ["line 2", "column turn", "'1.5'"]),
+        (
+            "at_s,prompt_tokens,output_tokens,session,turn\n1,2,3,a,0\n2,2,3,a,1\n3,2,3,b,1\n4,2,3,a,1\n",
+            ["line 5", "column turn", "'a'", "turn 1 in line 3"],
+        ),
         (
             "at_s,prompt_tokens,output_tokens,session,turn\n1,2,3,a,5000000000\n",
             ["line 2", "column turn", "100,000,000"],
@@ -274,6 +408,14 @@ def test_bad_files_are_named(tmp_path: Path, text: str, says: list[str]) -> None
     for part in (*says, "trace.txt"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_whole_counts_may_be_written_with_a_point(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("TIMESTAMP,NumImages,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,2.0,374.0,44.0\n")
+    trace = read_trace(path)
+    assert trace.images is not None
+    assert (trace.prompt.tolist(), trace.output.tolist(), trace.images.tolist()) == ([374], [44], [2])
 
 
 def test_files_that_are_no_text(tmp_path: Path) -> None:
@@ -396,6 +538,20 @@ def test_a_conversation_that_is_forked_goes_on_once(tmp_path: Path) -> None:
     assert [drawn.context_tokens(i) for i in range(4)] == [10, 25, 27, 80]
 
 
+def test_a_child_whose_context_lacks_the_answer_before_begins_a_conversation(tmp_path: Path) -> None:
+    keys = ("chat_id", "parent_chat_id", "timestamp", "input_length", "output_length")
+    rows = [(159, -1, 0.0, 521, 132), (160, 159, 9.0, 400, 80), (161, 160, 20.0, 500, 5), (162, 159, 30.0, 700, 1)]
+    path = tmp_path / "cut.jsonl"
+    path.write_text("".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows))
+    trace = read_trace(path)
+    assert "1 with no more context than was said before" in trace.reading
+    drawn = replay(trace)
+    # 162 goes on with 159, whom 160 did not: 700 less 521 and 132. 161 goes on with 160: 500 less 400 and 80.
+    assert drawn.prompt_N.tolist() == [521, 47, 400, 20]
+    assert drawn.turn_N.tolist() == [0, 1, 0, 1]
+    assert [drawn.context_tokens(i) for i in range(4)] == [521, 700, 400, 500]
+
+
 def test_azure_counts_images_and_takes_quotes(tmp_path: Path) -> None:
     path = tmp_path / "week.csv"
     path.write_text(
@@ -437,6 +593,16 @@ def test_a_vllm_result_that_tells_too_little(tmp_path: Path, change: dict[str, o
         assert part.replace("'", "") in str(caught.value).replace("'", "")
 
 
+def test_a_vllm_result_may_be_indented_but_not_be_two(tmp_path: Path) -> None:
+    result = json.loads((DATA / "vllm.json").read_text())
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(result, indent=2))
+    assert read_trace(path).prompt.tolist() == [100, 200, 50]
+    path.write_text("\n".join([json.dumps(result)] * 2))
+    with pytest.raises(UserError, match=r"result\.json, line 2: a second result .*--append-result.*keep one line"):
+        read_trace(path)
+
+
 def test_inference_perf() -> None:
     trace = read_trace(DATA / "inference-perf.json")
     assert trace.format == "inference-perf"
@@ -444,6 +610,30 @@ def test_inference_perf() -> None:
     assert trace.prompt.tolist() == [120, 80]
     assert trace.output.tolist() == [16, 32]
     assert trace.skipped == 1
+    assert trace.session is None
+
+
+def test_inference_perf_sessions_are_conversations_where_one_request_follows_another(tmp_path: Path) -> None:
+    spans = [(100, 101, 100, 10), (103, 104, 150, 20), (103.5, 105, 500, 5), (106, 107, 90, 4), (108, 109, 200, 3)]
+    rows = [
+        {
+            "session_id": "a",
+            "start_time": start,
+            "end_time": end,
+            "info": {"input_tokens": asked, "output_tokens": made},
+        }
+        for start, end, asked, made in spans
+    ]
+    path = tmp_path / "lifecycle.json"
+    path.write_text(json.dumps(rows))
+    trace = read_trace(path)
+    # The third runs beside the second. The fourth has less context than the 170 tokens said before it.
+    assert trace.anew == 1
+    drawn = replay(trace)
+    assert drawn.prompt_N.tolist() == [100, 150 - 110, 500, 90, 200 - 94]
+    assert drawn.turn_N.tolist() == [0, 1, 0, 0, 1]
+    assert drawn.due_ns_N.tolist() == [0, DEPENDS, 3_500_000_000, 6_000_000_000, DEPENDS]
+    assert drawn.think_ns_N.tolist() == [0, 2_000_000_000, 0, 0, 1_000_000_000]
 
 
 SECONDS = [(0.0, 40, [0, 1, 2]), (20.5, 48, [0, 3, 4]), (61.114, 70, [0, 1, 2, 5, 6])]
@@ -488,8 +678,12 @@ def test_a_unit_is_asked_for_where_mooncake_s_cannot_be_meant(tmp_path: Path) ->
 def test_times_of_two_units_are_told(tmp_path: Path, times: list[float], line: int) -> None:
     path = tmp_path / "mixed.csv"
     path.write_text("Timestamp,Request tokens,Response tokens\n" + "".join(f"{at},10,2\n" for at in times))
-    with pytest.raises(UserError, match=rf"mixed\.csv, line {line + 1}, column Timestamp: .*mixes units"):
+    says = rf"mixed\.csv, line {line + 1}, column Timestamp: .*mixes units"
+    with pytest.raises(UserError, match=says):
         read_trace(path)
+    # Two rows at a time, so that what is wrong lies across parts.
+    with pytest.raises(UserError, match=says):
+        list(trace_parts(path, 2))
 
 
 @given(
@@ -514,6 +708,7 @@ def test_times_of_one_unit_are_believed(
         ('{"prompt": "Explain how tides work.", "output_tokens": 64}\n', "prompt"),
         ('[{"id": "a1", "conversations": [{"from": "human", "value": "How tall?"}]}]', "conversations"),
         ('{"messages": [{"role": "user", "content": "Hi"}]}\n', "messages"),
+        ('{"conversation": [{"role": "user", "content": "Hi"}]}\n', "conversation"),
     ],
 )
 def test_prompts_are_no_trace_and_say_where_they_go(tmp_path: Path, text: str, key: str) -> None:

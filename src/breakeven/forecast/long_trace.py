@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from breakeven.results.predicted import SimulatedLatency, SimulatedPercentile, S
 from breakeven.stats.estimate import around
 from breakeven.traffic.traces.lines import ROWS, LineFormat, trace_parts
 from breakeven.traffic.traces.read import line_format
+from breakeven.traffic.traces.rows import told_apart
 from breakeven.traffic.workload import Arrivals, Slo, Workload
 
 WHOLE_BYTES = 256 * 2**20
@@ -56,10 +58,11 @@ def simulate_long_trace(
 
     fleet = fleet or Fleet()
     policy = policy or policy_of(model)
+    found: Counter[str] = Counter()
 
     def tallied(which: StepModel) -> TraceTally:
         tally = TraceTally()
-        for run in simulate_parts(_requests(path, form, speed, sharing, rows), which, policy, fleet):
+        for run in simulate_parts(_requests(path, form, speed, sharing, rows, found), which, policy, fleet):
             tally.add(run, slo)
         return tally
 
@@ -71,11 +74,22 @@ def simulate_long_trace(
     point = _point(tallies, reading, speed, slo)
     study = study_of(model, [point], policy=policy, fleet=fleet, slo=slo, workload=workload, machine=machine)
     unit = next(trace_parts(path, 1, form)).unit
-    return msgspec.structs.replace(study, notes=[f"{path.name} is read in parts; its numbers: {unit}", *study.notes])
+    said = told_apart(anew=found["anew"], empty=found["empty"], images=found["images"], pictured=found["pictured"])
+    note = "; ".join([f"{path.name} is read in parts; its numbers: {unit}", *said])
+    return msgspec.structs.replace(study, notes=[note, *study.notes])
 
 
-def _requests(path: Path, form: LineFormat | None, speed: float, sharing: bool, rows: int) -> Iterator[Requests]:
+def _requests(
+    path: Path, form: LineFormat | None, speed: float, sharing: bool, rows: int, found: Counter[str]
+) -> Iterator[Requests]:
+    """The requests of every part; `found` counts, from 0, what `told_apart` tells of them."""
+    found.clear()
     for part in trace_parts(path, rows, form):
+        found["anew"] += part.anew
+        found["empty"] += int((part.output == 0).sum())
+        if part.images is not None:
+            found["images"] += int(part.images.sum())
+            found["pictured"] += int((part.images > 0).sum())
         yield Requests(
             part.at_ns / 1e9 / speed,
             np.maximum(part.prompt, 1).astype(np.int64),

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from breakeven.errors import UserError
 from breakeven.traffic.schedule import DEPENDS
+from breakeven.traffic.traces.cells import MOST_TOKENS
 from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.workload import Agents, Arrivals
 
@@ -283,7 +284,8 @@ def _around(rng: np.random.Generator, mean: float, n: int) -> NDArray[np.int32]:
 def replay(arrivals: Arrivals, span: Span, rng: np.random.Generator, trace: TraceRows | None) -> Arrived:
     """Needs the rows of the trace. The window is in the trace's own seconds, `rate_scale` is applied after it.
 
-    The first turn of a session is due when it was; later ones wait for the answer before them.
+    The first turn of a session is due when it was; later ones wait for the answer before them. Of a conversation that
+    was under way when the window begins, the first turn inside brings all that was said before it.
     """
     if trace is None:
         raise UserError(f"arrivals from the trace {arrivals.trace or ''} need its rows; give the trace file")
@@ -297,6 +299,7 @@ def replay(arrivals: Arrivals, span: Span, rng: np.random.Generator, trace: Trac
         raise UserError(f"no request of {trace.name} lies in the window; the trace spans 0 s to {span_s:.1f} s")
     at_ns_N = np.rint((trace.at_ns[keep_N] - start_ns) / arrivals.rate_scale).astype(np.int64)
     due_ns_N, turn_N, think_ns_N = at_ns_N, None, None
+    missing_N: NDArray[np.int64] = np.zeros(len(keep_N), np.int64)
     if trace.session is not None:
         order_N, turn_N = _by_session(trace.session[keep_N], at_ns_N, _column(trace.turn, keep_N))
         keep_N, at_ns_N = keep_N[order_N], at_ns_N[order_N]
@@ -306,11 +309,14 @@ def replay(arrivals: Arrivals, span: Span, rng: np.random.Generator, trace: Trac
             known_N = trace.think_ns[keep_N]
             scaled_N = np.rint(known_N / arrivals.rate_scale).astype(np.int64)
             think_ns_N = np.where((turn_N > 0) & (known_N >= 0), scaled_N, think_ns_N)
+        if len(keep_N) < len(trace):
+            missing_N = _missing(trace, keep_N, turn_N)
     n = _rows_inside(span, due_ns_N)
     keep_N = keep_N[:n]
     return Arrived(
         due_ns_N[:n],
-        prompt_N=np.maximum(trace.prompt[keep_N], 1),
+        # No context holds as many as the most: what is cut there could not be asked anyway.
+        prompt_N=np.minimum(np.maximum(trace.prompt[keep_N], 1) + missing_N[:n], MOST_TOKENS).astype(np.int32),
         output_N=np.maximum(trace.output[keep_N], 1),
         session_N=None if trace.session is None else trace.session[keep_N],
         turn_N=None if turn_N is None else turn_N[:n],
@@ -318,6 +324,23 @@ def replay(arrivals: Arrivals, span: Span, rng: np.random.Generator, trace: Trac
         blocks=tuple(trace.blocks[k] for k in keep_N.tolist()) if trace.blocks else (),
         block_tokens=trace.block_tokens,
     )
+
+
+def _missing(trace: TraceRows, keep_N: NDArray[np.int64], turn_N: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Tokens of each conversation that lie outside the window, by the row before which they were said.
+
+    `keep_N`: the rows inside, turns of a session after each other; `turn_N`: their numbers, counted anew from 0. Blocks
+    need no such care: they are of the whole context, whichever turn it is.
+    """
+    assert trace.session is not None
+    every_N = np.arange(len(trace), dtype=np.int64)
+    order_N, place_N = _by_session(trace.session, trace.at_ns, _column(trace.turn, every_N))
+    said_N = np.maximum(trace.prompt, 1).astype(np.int64) + np.maximum(trace.output, 1)
+    sums_N = np.cumsum(said_N[order_N]) - said_N[order_N]
+    before_N = np.empty(len(trace), np.int64)
+    before_N[order_N] = sums_N - sums_N[every_N - place_N]
+    ended_N = np.roll((before_N + said_N)[keep_N], 1)
+    return np.asarray(before_N[keep_N] - np.where(turn_N > 0, ended_N, 0))
 
 
 def _column(column_N: NDArray[np.int32] | None, keep_N: NDArray[np.int64]) -> NDArray[np.int32]:

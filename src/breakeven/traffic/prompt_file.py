@@ -1,8 +1,8 @@
 """A person's own prompts: what to ask, as it was asked, from the files in which people keep such things.
 
-JSON lines of `messages` (with `tools` and `images`), of `prompt` or `text`, and of OpenAI's batch requests (`body`);
-ShareGPT's `conversations`, as a list or a line each; and plain text, a prompt a line. A row may say how long its answer
-shall be (`output_tokens`, `max_tokens`, `max_completion_tokens`).
+JSON lines of `messages` (with `tools` and `images`), of `prompt` or `text`, and of batch requests of OpenAI or Azure
+(`body`); ShareGPT's `conversations`, as a list or a line each, with LLaMA-Factory's calls of tools; and plain text, a
+prompt a line. A row may say how long its answer shall be (`output_tokens`, `max_tokens`, `max_completion_tokens`).
 
 Experts are chosen by the text, so what a Mixture-of-Experts model does with these prompts is what it will do with
 those that come. Nothing is cut, salted or translated: the bytes that were given are the bytes that are sent.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import mimetypes
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,8 @@ from pathlib import Path
 import msgspec
 
 from breakeven.errors import UserError
-from breakeven.traffic.traces.rows import MOST_TOKENS, lines_of
+from breakeven.traffic.traces.cells import MOST_TOKENS, lines_of
+from breakeven.traffic.traces.read import format_of
 from breakeven.traffic.workload import OwnPrompts
 
 BYTES_PER_TOKEN = 4.0
@@ -33,11 +34,16 @@ UNSAID_OUTPUT = 128
 """Tokens of answers that nothing says the length of."""
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _OUTPUTS = ("output_tokens", "max_completion_tokens", "max_tokens")
-_KNOWN = frozenset({"messages", "prompt", "text", "conversations", "body", "tools", "images", "id", *_OUTPUTS})
+_TALKS = ("conversations", "conversation")
+_ASKS = ("conversations", "messages", "prompt", "text", "conversation")
+"""Keys of what is asked; of several the first counts."""
+_KNOWN = frozenset({*_ASKS, "body", "tools", "images", "id", *_OUTPUTS})
 _IGNORED = frozenset({"custom_id", "method", "url", "model", "stream", "n", "stream_options"})
 """Who serves it and how it is sent are the run's to say."""
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _SPEAKERS |= {"chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "tool": "tool"}
+# LLaMA-Factory's calls and results have no ids, by which a server tells which belong together: both are sent as text.
+_SPEAKERS |= {"function_call": "assistant", "observation": "user"}
 
 Message = dict[str, object]
 
@@ -65,13 +71,15 @@ class OwnRequest:
 class PromptFile:
     """Conversations in the order of the file, each of one request or more, whose contexts grow.
 
-    `requests`: of all of them; conversation c has those from `starts[c]` to `starts[c + 1]`.
+    `requests`: of all of them; conversation c has those from `starts[c]` to `starts[c + 1]`. `unasked`: how many
+    conversations of the file were left out, because nobody asks anything in them.
     """
 
     source: OwnPrompts
     requests: tuple[OwnRequest, ...]
     starts: tuple[int, ...]
     unused: tuple[str, ...] = field(default=())
+    unasked: int = 0
 
     @property
     def chat(self) -> bool:
@@ -95,6 +103,8 @@ class PromptFile:
             parts.append(f"{guessed:,} answers are as long as the recorded ones, at {BYTES_PER_TOKEN:g} bytes a token")
         if images:
             parts.append(f"{images:,} images, whose tokens only the engine counts")
+        if self.unasked:
+            parts.append(f"{self.unasked:,} conversations without a question, left out")
         if self.unused:
             parts.append(f"not used: {', '.join(self.unused)}")
         return "; ".join(parts)
@@ -127,8 +137,12 @@ def _read(path: Path, turns: int, stamp_ns: int, size: int) -> PromptFile:
     requests: list[OwnRequest] = []
     starts = [0]
     unused: set[str] = set()
+    unasked = 0
     for place, row in _rows(path):
         found = _requests(path, place, row, turns)
+        if not found and _key_of(row) in _TALKS:
+            unasked += 1  # the published files of ShareGPT hold some
+            continue
         if not found:
             raise UserError(f"{place}: asks nothing; remove it or give it a prompt")
         requests += found
@@ -137,20 +151,24 @@ def _read(path: Path, turns: int, stamp_ns: int, size: int) -> PromptFile:
         keys = {*row, *(inner if isinstance(inner, dict) else {})}
         unused |= keys - _KNOWN - _IGNORED
     if not requests:
-        raise UserError(f"{path}: holds no prompt; give one a line")
+        but = f" in its {unasked:,} conversations" if unasked else ""
+        raise UserError(f"{path}: holds no prompt{but}; give one a line")
     source = OwnPrompts(
         file=str(path),
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         prompts=len(starts) - 1,
         most_bytes=max(len(request.plain.encode()) for request in requests),
     )
-    return PromptFile(source, tuple(requests), tuple(starts), tuple(sorted(unused)))
+    return PromptFile(source, tuple(requests), tuple(starts), tuple(sorted(unused)), unasked)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
     """Where each stands, and what it says. Plain lines count as prompts; a file is one thing or the other."""
-    first = next(lines_of(path))[1].lstrip()
-    if first.startswith("["):
+    number, first = next(lines_of(path))
+    first = first.strip()
+    # "[INST] How tall" and "{{name}}, hello" are text: only what may be JSON, even broken, is read as such.
+    after = first[1:].lstrip()[:1]
+    if first == "[]" or (first.startswith("[") and after in ("", "{", '"', "'")):
         try:
             items = msgspec.json.decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), type=list[object])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -160,7 +178,9 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
                 raise UserError(f"{path}, item {k + 1}: expected an object with messages, prompt or conversations")
             yield f"{path}, item {k + 1}", item
         return
-    as_json = first.startswith("{")
+    as_json = first.startswith("{") and after in ("", "}", '"', "'")
+    if not as_json:
+        _refuse_trace(f"{path}, line {number}", [cell.strip(' "') for cell in first.split(",")])
     for number, line in lines_of(path):
         if not as_json:
             yield f"{path}, line {number}", {"prompt": line}
@@ -177,22 +197,26 @@ def _requests(path: Path, place: str, row: dict[str, object], turns: int) -> lis
     """The requests of one row, at most `turns`, in order."""
     if isinstance(body := row.get("body"), dict):
         url = row.get("url")
-        if url not in (None, "/v1/chat/completions", "/v1/completions"):
+        # Azure's have no /v1, and some name the whole address. Those of embeddings and responses end otherwise.
+        if url is not None and not str(url).partition("?")[0].endswith("/completions"):
             raise UserError(f"{place}, key url: expected /v1/chat/completions or /v1/completions, found {url!r}")
         row, place = body, f"{place}, key body"
     output = _output(place, row)
     tools = row.get("tools")
+    if isinstance(tools, str):
+        tools = _tools_in(tools)
     if tools is not None and not isinstance(tools, list):
         raise UserError(f"{place}, key tools: expected a list of tools, found {str(tools)[:60]}")
-    key = next((key for key in ("conversations", "messages", "prompt", "text") if key in row), "prompt")
+    key = _key_of(row)
     text: str | None = None
-    if key == "conversations":
-        messages = _speeches(place, row[key])
+    if key in _TALKS:
+        messages = _speeches(place, key, row[key])
     elif key == "messages":
-        messages = _messages(place, row[key])
+        messages = _messages(place, key, row[key])
     else:
         given = row.get(key)
         if not isinstance(given, str) or not given.strip():
+            _refuse_trace(place, row)
             found = "nothing" if given is None else repr(given)[:60]
             raise UserError(f"{place}, key {key}: expected text (or messages, or conversations), found {found}")
         text = given
@@ -228,6 +252,16 @@ def _requests(path: Path, place: str, row: dict[str, object], turns: int) -> lis
     return found_ones
 
 
+def _key_of(row: dict[str, object]) -> str:
+    return next((key for key in _ASKS if key in row), "prompt")
+
+
+def _refuse_trace(place: str, keys: Iterable[str]) -> None:
+    """Raises UserError where `keys` are those of a trace, whose rows would be sent as text or refused as no prompt."""
+    if (known := format_of(frozenset(keys))) is not None:
+        raise UserError(f"{place}: is a trace ({known}) and holds no text; give it as --trace")
+
+
 def tokens_of(n_bytes: int) -> int:
     """Tokens that so many bytes of text are, about; 1 at least."""
     return max(1, round(n_bytes / BYTES_PER_TOKEN))
@@ -247,12 +281,12 @@ def _output(place: str, row: dict[str, object]) -> int | None:
     return None
 
 
-def _messages(place: str, found: object) -> list[Message]:
+def _messages(place: str, key: str, found: object) -> list[Message]:
     """Messages of a chat, checked as far as a server would refuse them. Raises UserError naming the key."""
     if not isinstance(found, list) or not found:
-        raise UserError(f"{place}, key messages: expected a list of messages, found {str(found)[:60]!r}")
+        raise UserError(f"{place}, key {key}: expected a list of messages, found {str(found)[:60]!r}")
     for k, message in enumerate(found):
-        where = f"{place}, key messages[{k}]"
+        where = f"{place}, key {key}[{k}]"
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             role = message.get("role") if isinstance(message, dict) else message
             raise UserError(f"{where}.role: expected one of {', '.join(ROLES)}, found {str(role)[:60]!r}")
@@ -263,22 +297,51 @@ def _messages(place: str, found: object) -> list[Message]:
     return [dict(message) for message in found]
 
 
-def _speeches(place: str, found: object) -> list[Message]:
-    """ShareGPT's turns as messages; answers before the first question, which some hold, are left out."""
+def _speeches(place: str, key: str, found: object) -> list[Message]:
+    """ShareGPT's turns as messages, whether of from and value or of role and content.
+
+    Answers before the first question, which some hold, are left out.
+    """
     if not isinstance(found, list):
-        raise UserError(f"{place}, key conversations: expected a list of turns, found {str(found)[:60]!r}")
-    messages: list[Message] = []
-    for k, turn in enumerate(found):
-        speaker = turn.get("from") if isinstance(turn, dict) else None
-        text = turn.get("value") if isinstance(turn, dict) else None
-        if not isinstance(speaker, str) or speaker not in _SPEAKERS or not isinstance(text, str):
-            raise UserError(
-                f"{place}, key conversations[{k}]: expected from (one of {', '.join(_SPEAKERS)}) and value (text), "
-                f"found {str(turn)[:60]!r}"
-            )
-        if messages or _SPEAKERS[speaker] != "assistant":
+        raise UserError(f"{place}, key {key}: expected a list of turns, found {str(found)[:60]!r}")
+    if found and all(isinstance(turn, dict) and "role" in turn and "from" not in turn for turn in found):
+        messages = _messages(place, key, [turn | {"role": _role_of(turn["role"])} for turn in found])
+    else:
+        messages = []
+        for k, turn in enumerate(found):
+            speaker = turn.get("from") if isinstance(turn, dict) else None
+            text = turn.get("value") if isinstance(turn, dict) else None
+            if not isinstance(speaker, str) or speaker not in _SPEAKERS or not isinstance(text, str):
+                raise UserError(
+                    f"{place}, key {key}[{k}]: expected from (one of {', '.join(_SPEAKERS)}) and value (text), "
+                    f"found {str(turn)[:60]!r}"
+                )
             messages.append({"role": _SPEAKERS[speaker], "content": text})
-    return messages
+    first = next((k for k, message in enumerate(messages) if message["role"] != "assistant"), len(messages))
+    return messages[first:]
+
+
+def _role_of(speaker: object) -> object:
+    return _SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker
+
+
+def _tools_in(text: str) -> object:
+    """The tools that a row holds as text, as LLaMA-Factory writes them; the text itself where it holds none.
+
+    Its functions stand bare in the list; a chat wants them wrapped.
+    """
+    try:
+        found: object = msgspec.json.decode(text) if text.strip() else []
+    except (msgspec.DecodeError, RecursionError):
+        return text
+    if not isinstance(found, list):
+        return text
+
+    def wrapped(tool: object) -> object:
+        bare = isinstance(tool, dict) and "name" in tool and "type" not in tool
+        return {"type": "function", "function": tool} if bare else tool
+
+    return [wrapped(tool) for tool in found]
 
 
 def _add_images(path: Path, place: str, messages: list[Message], found: object) -> None:

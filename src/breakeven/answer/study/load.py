@@ -58,7 +58,10 @@ def read_study_trace(
                 raise UserError(f"{path}: is one document of {size:,.0f} MB; convert it to one request a line first")
             copy.write(first)
             copy.writelines(islice(lines, head_lines - 1))
-        return read_trace(head, format)
+        try:
+            return read_trace(head, format)
+        except UserError as error:
+            raise UserError(str(error).replace(str(head), str(path))) from None  # the copy is gone when this is read
 
 
 HOUR_S = 3600.0

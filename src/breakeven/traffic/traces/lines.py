@@ -28,24 +28,25 @@ from typing import NamedTuple
 import numpy as np
 
 from breakeven.errors import UserError
-from breakeven.traffic.traces.rows import (
+from breakeven.traffic.traces.cells import (
     MOST_TOKENS,
     UNITS,
-    TraceRows,
-    check_one_unit,
     csv_lines,
     json_lines,
     keys_of,
     lines_of,
     seconds_ns,
     tokens,
-    trace_rows,
     whole,
 )
+from breakeven.traffic.traces.rows import TraceRows, check_one_unit, trace_rows
 
 
 class TraceRow(NamedTuple):
-    """One request as its line tells it. `session`: a name or number; `prompt` then counts what is new in this turn."""
+    """One request as its line tells it. `session`: a name or number; `prompt` then counts what is new in this turn.
+
+    `anew`: the row names a turn before it, whose text its context cannot hold; it begins a conversation.
+    """
 
     line: int
     at_ns: int
@@ -56,6 +57,7 @@ class TraceRow(NamedTuple):
     turn: int = 0
     think_ns: int = -1
     images: int = 0
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,8 @@ def burstgpt(path: Path) -> Iterator[TraceRow]:
 def bailian(path: Path) -> Iterator[TraceRow]:
     """What is new in a turn is its context less that of its parent and the parent's answer.
 
-    A parent that is not in the file, or that was gone on from before, begins a conversation of its own.
+    A child whose parent is not in the file, or was gone on from before, begins a conversation of its own; so does one
+    whose context does not exceed what was said before, because it cannot hold all of that.
     """
     talks: dict[int, tuple[int, int, int]] = {}
     """Chat -> its conversation, its turn, and the tokens said up to its answer."""
@@ -131,19 +134,23 @@ def bailian(path: Path) -> Iterator[TraceRow]:
         chat = whole(path, number, "chat_id", row.get("chat_id"))
         context = tokens(path, number, "input_length", row.get("input_length"))
         output = tokens(path, number, "output_length", row.get("output_length"))
-        parent = row.get("parent_chat_id")
-        # Taken out: a conversation goes on once, and whoever forks it begins another.
-        before = None if parent in (None, -1) else talks.pop(whole(path, number, "parent_chat_id", parent), None)
-        root, turn, said = (chat, 0, 0) if before is None else (before[0], before[1] + 1, before[2])
+        named = row.get("parent_chat_id")
+        parent = None if named in (None, -1) else whole(path, number, "parent_chat_id", named)
+        before = None if parent is None else talks.get(parent)
+        anew = before is not None and context <= before[2]
+        if parent is not None and not anew:
+            talks.pop(parent, None)  # a conversation goes on once, and whoever forks it begins another
+        root, turn, said = (chat, 0, 0) if before is None or anew else (before[0], before[1] + 1, before[2])
         talks[chat] = root, turn, context + output
         yield TraceRow(
             number,
             seconds_ns(path, number, "timestamp", row.get("timestamp")),
-            context if before is None else max(1, context - said),
+            context - said,
             output,
             _ids(path, number, row),
             root,
             turn,
+            anew=anew,
         )
 
 
@@ -208,9 +215,11 @@ OPTIONAL = ("session", "turn", "think_s")
 
 
 def simple(path: Path) -> Iterator[TraceRow]:
-    """Raises UserError also for a column that is not known."""
+    """Raises UserError also for a column that is not known, and for a turn that its session has already."""
     first = next(lines_of(path))[1]
     rows = json_lines(path) if first.lstrip().startswith("{") else csv_lines(path, SIMPLE_COLUMNS)
+    seen: dict[tuple[str, int], int] = {}
+    """Session and turn, where a turn is given -> its line."""
     for number, row in rows:
         unknown = [name for name in row if name not in SIMPLE_COLUMNS + OPTIONAL]
         if unknown:
@@ -232,6 +241,11 @@ def simple(path: Path) -> Iterator[TraceRow]:
         if think_ns < -1:
             raise UserError(f"{path}, line {number}, column think_s: expected 0 s or more, found {pause}")
         name = None if session in (None, "") else str(session)
+        if name is not None and given not in (None, "") and (line := seen.setdefault((name, turn), number)) != number:
+            raise UserError(
+                f"{path}, line {number}, column turn: session {name[:60]!r} has a turn {turn} in line {line} already; "
+                "give every turn a number of its own"
+            )
         yield TraceRow(number, at_ns, prompt, output, (), name, turn, think_ns)
 
 
@@ -270,12 +284,14 @@ def read_lines(path: Path, name: str, form: LineFormat) -> TraceRows:
     numbers: tuple[list[int], ...] = ([], [], [], [], [], [], [])
     blocks: list[tuple[int, ...]] = []
     sessions: list[object] = []
+    anew = 0
     for row in form.rows(path):
         values = (row.line, row.at_ns, row.prompt, row.output, row.turn, row.think_ns, row.images)
         for column, value in zip(numbers, values, strict=True):
             column.append(value)
         blocks.append(row.blocks)
         sessions.append(row.session)
+        anew += row.anew
     lines, at_ns, prompt, output, turn, think_ns, images = numbers
     if form.at is not None:
         check_one_unit(path, form.at, lines, at_ns)
@@ -293,6 +309,7 @@ def read_lines(path: Path, name: str, form: LineFormat) -> TraceRows:
         think_ns=think_ns,
         blocks=blocks if any(blocks) else (),
         block_tokens=form.block_tokens,
+        anew=anew,
         images=images if any(images) else (),
         unit=form.unit,
     )
@@ -300,13 +317,15 @@ def read_lines(path: Path, name: str, form: LineFormat) -> TraceRows:
 
 ROWS = 200_000
 """In a part: some tens of megabytes while it is simulated."""
+_BEHIND = 64
+"""Rows of the parts before that a part is held against: a switch of units may lie between two of them."""
 
 
 def trace_parts(path: Path, rows: int = ROWS, form: LineFormat | None = None) -> Iterator[TraceRows]:
     """The rows of `path`, `rows` at a time; `at_ns` counts from the first row of the file in every part.
 
     `form` None: told from its rows. Raises UserError for a format that must be read whole, for rows out of order, for
-    conversations, and as the readers do.
+    conversations, for times of several units (of rows near each other), and as the readers do.
     """
     keys = keys_of(path) if form is None else frozenset[str]()
     form = form or next((known for known in LINES.values() if known.needs <= keys), None)
@@ -317,6 +336,8 @@ def trace_parts(path: Path, rows: int = ROWS, form: LineFormat | None = None) ->
     found = form.rows(path)
     start_ns: int | None = None
     last_ns = 0
+    lines: list[int] = []
+    times: list[int] = []
     while part := list(islice(found, rows)):
         for row in part:
             if row.session is not None and (form.rows is simple or row.turn):
@@ -324,7 +345,11 @@ def trace_parts(path: Path, rows: int = ROWS, form: LineFormat | None = None) ->
                     f"{path}, line {row.line}: a trace of conversations cannot be read in parts; cut it to fit in "
                     "memory"
                 )
-        at_ns_N = np.array([row.at_ns for row in part], np.int64)
+        lines = [*lines[-_BEHIND:], *(row.line for row in part)]
+        times = [*times[-_BEHIND:], *(row.at_ns for row in part)]
+        if form.at is not None:
+            check_one_unit(path, form.at, lines, times)
+        at_ns_N = np.array(times[-len(part) :], np.int64)
         start_ns = int(at_ns_N[0]) if start_ns is None else start_ns
         if at_ns_N[0] < last_ns or (np.diff(at_ns_N) < 0).any():
             raise UserError(f"{path} is read in parts and is not in order of time; sort it first")
@@ -337,5 +362,7 @@ def trace_parts(path: Path, rows: int = ROWS, form: LineFormat | None = None) ->
             output=np.array([row.output for row in part], np.int32),
             blocks=tuple(row.blocks for row in part) if any(row.blocks for row in part) else (),
             block_tokens=form.block_tokens,
+            anew=sum(row.anew for row in part),
+            images=np.array([row.images for row in part], np.int32) if any(row.images for row in part) else None,
             unit=form.unit,
         )

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from breakeven.errors import UserError
 from breakeven.traffic.traces import lines, results
+from breakeven.traffic.traces.cells import keys_of, lines_of
 from breakeven.traffic.traces.lines import LINES, LineFormat
-from breakeven.traffic.traces.rows import TraceRows, keys_of, lines_of
+from breakeven.traffic.traces.rows import TraceRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ TRACES: dict[str, TraceFormat] = {
 }
 """In the order in which files are held against them."""
 
-PROMPT_KEYS = frozenset({"messages", "prompt", "conversations", "body"})
+PROMPT_KEYS = frozenset({"messages", "prompt", "conversations", "conversation", "body"})
 """Files of these hold what to ask and not when."""
 
 
@@ -46,13 +47,18 @@ def read_trace(path: Path, format: str | None = None) -> TraceRows:
     """
     if format is None:
         keys = keys_of(path)
-        format = next((name for name, known in TRACES.items() if known.needs <= keys), None)
+        format = format_of(keys)
         if format is None:
             raise UserError(_unknown(path, keys))
         rows = TRACES[format].read(path)
         knows = TRACES[format].knows
         return rows if knows is None else replace(rows, unused=tuple(sorted(k for k in keys - knows if "." not in k)))
     return reader_named(format)(path)
+
+
+def format_of(keys: frozenset[str]) -> str | None:
+    """The format that files of these keys have; None where none is told by them."""
+    return next((name for name, known in TRACES.items() if known.needs <= keys), None)
 
 
 def reader_named(format: str) -> Callable[[Path], TraceRows]:

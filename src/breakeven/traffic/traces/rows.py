@@ -1,16 +1,12 @@
-"""The requests of a trace, whichever file they came from; reading files by lines, with errors that name the place."""
+"""The requests of a trace, whichever file they came from, and what is looked at in all of them."""
 
 from __future__ import annotations
 
-import csv
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
-from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +22,8 @@ class TraceRows:
     turns of a session follow each other by `turn`, then by time. `think_ns` int64 is the pause between the answer
     before and this turn (-1: not recorded). `blocks[i]` are ids of `block_tokens` tokens of prompt i each. `images`
     int32: pictures of each request, None where the trace does not count them.
-    `out_of_order` rows came later in the file than their time; `skipped` rows hold no request that could be replayed.
+    `out_of_order` rows came later in the file than their time; `skipped` rows hold no request that could be replayed;
+    `anew` turns begin a conversation because their context cannot hold what theirs had said before them.
     `unit`: what times and blocks were taken to be, in words; `unused`: keys of the file that say nothing here.
     """
 
@@ -42,6 +39,7 @@ class TraceRows:
     block_tokens: int = 512
     out_of_order: int = 0
     skipped: int = 0
+    anew: int = 0
     images: NDArray[np.int32] | None = None
     unit: str = ""
     unused: tuple[str, ...] = ()
@@ -59,21 +57,34 @@ class TraceRows:
         """How the file was understood, in one sentence: nobody shall learn of a wrong unit from a wrong result."""
         said = [f"{self.name} is read as {self.format}" + (f" ({self.unit})" if self.unit else "")]
         said[0] += f": {len(self):,} request{'' if len(self) == 1 else 's'} in {self.span_s:,.1f} s"
-        empty = int((self.output == 0).sum())
-        for count, what in (
-            (self.out_of_order, "out of order of time and sorted"),
-            (self.skipped, "without token counts and left out"),
-            (empty, "without an answer's tokens and played with one"),
-        ):
-            if count:
-                said.append(f"{count:,} {what}")
-        if self.images is not None and self.images.any():
-            said.append(
-                f"{int(self.images.sum()):,} images, in {int((self.images > 0).sum()):,} of them, are counted, not sent"
-            )
+        said += told_apart(
+            out_of_order=self.out_of_order,
+            skipped=self.skipped,
+            anew=self.anew,
+            empty=int((self.output == 0).sum()),
+            images=0 if self.images is None else int(self.images.sum()),
+            pictured=0 if self.images is None else int((self.images > 0).sum()),
+        )
         if self.unused:
             said.append(f"not used: {', '.join(self.unused)}")
         return "; ".join(said)
+
+
+def told_apart(
+    *, out_of_order: int = 0, skipped: int = 0, anew: int = 0, empty: int = 0, images: int = 0, pictured: int = 0
+) -> list[str]:
+    """What is said of rows that are not played just as they stand in the file, a phrase for each kind there is.
+
+    `pictured`: requests that have the `images`.
+    """
+    kinds = (
+        (out_of_order, "out of order of time and sorted"),
+        (skipped, "without token counts and left out"),
+        (anew, "with no more context than was said before, played as the beginning of a conversation"),
+        (empty, "without an answer's tokens and played with one"),
+    )
+    said = [f"{count:,} {what}" for count, what in kinds if count]
+    return said + ([f"{images:,} images, in {pictured:,} of them, are counted, not sent"] if images else [])
 
 
 def trace_rows(
@@ -89,6 +100,7 @@ def trace_rows(
     blocks: Sequence[tuple[int, ...]] = (),
     block_tokens: int = 512,
     skipped: int = 0,
+    anew: int = 0,
     images: Sequence[int] = (),
     unit: str = "",
 ) -> TraceRows:
@@ -119,26 +131,52 @@ def trace_rows(
         block_tokens=block_tokens,
         out_of_order=int((times_N < np.maximum.accumulate(times_N)).sum()),
         skipped=skipped,
+        anew=anew,
         images=np.asarray(images, np.int32)[order_N] if len(images) else None,
         unit=unit,
     )
 
 
-def new_tokens(
-    contexts: Sequence[int], outputs: Sequence[int], sessions: Sequence[object], turns: Sequence[int]
-) -> list[int]:
-    """New prompt tokens of each row, where a file counts the whole context of a conversation.
+class Turns(NamedTuple):
+    """Rows that count whole contexts, told turn by turn: what is new in each, and which conversation it belongs to.
 
-    new(k) = context(k) - context(k - 1) - output(k - 1), at least 1; the context itself where turn k - 1 is missing.
+    `before`: the row whose answer each one follows, -1 for none. `anew`: how many later turns begin a conversation of
+    their own, because their context cannot hold what was said before them.
     """
-    totals = {
-        (session, turn): context + output
-        for context, output, session, turn in zip(contexts, outputs, sessions, turns, strict=True)
-    }
-    return [
-        context if session is None or turn == 0 else max(1, context - totals.get((session, turn - 1), 0))
-        for context, session, turn in zip(contexts, sessions, turns, strict=True)
-    ]
+
+    prompt: list[int]
+    session: list[object]
+    before: list[int]
+    anew: int
+
+
+def turns_of(
+    contexts: Sequence[int], outputs: Sequence[int], sessions: Sequence[object], turns: Sequence[int]
+) -> Turns:
+    """What is new in each row of a file that counts the whole context of a conversation; None: a row of no session.
+
+    new(k) = context(k) - context(j) - output(j), where j is the last turn before k that is there. A context that does
+    not exceed what was said by then lacks some of it (an answer left out, a history cut short): it is taken whole, as
+    the beginning of a conversation that later turns go on with. So is the second of two rows of one turn.
+    """
+    prompt, names, before = list(contexts), list(sessions), [-1] * len(contexts)
+    last: dict[object, tuple[int, int]] = {}
+    """Session -> the row it ended with so far, and how many conversations it was before."""
+    anew = 0
+    for k in sorted(range(len(turns)), key=lambda k: turns[k]):
+        session = sessions[k]
+        if session is None:
+            continue
+        j, part = last.get(session, (-1, 0))
+        if j >= 0:
+            new = contexts[k] - contexts[j] - outputs[j]
+            if turns[k] > turns[j] and new > 0:
+                prompt[k], before[k] = new, j
+            else:
+                part, anew = part + 1, anew + (turns[k] > 0)
+        names[k] = session, part
+        last[session] = k, part
+    return Turns(prompt, names, before, anew)
 
 
 _OTHER_UNIT = 1_000
@@ -182,188 +220,3 @@ def _mixed(path: Path, number: int, column: str, fits: str) -> UserError:
         f"{path}, line {number}, column {column}: fits the rows around it only at {fits}, so the trace mixes units; "
         "write all its times in one"
     )
-
-
-MOST_TOKENS = 100_000_000
-"""More tokens than any context holds: the column is not a token count."""
-_MOST_S = 10**9
-_NS = 1_000_000_000
-
-HEAD_ROWS = 20
-"""Rows whose keys tell a format: one row may lack what only some have."""
-_HEAD_BYTES = 65_536
-_KEY = re.compile(rb'"([A-Za-z_][\w. ]*)"\s*:')
-
-
-def keys_of(path: Path) -> frozenset[str]:
-    """What the rows of a file are made of: columns of a CSV header, or keys of its first JSON objects.
-
-    Those objects are the first lines, the first items of a list, or the one document there is; a key within one is
-    "outer.inner". Of a document that is broken, every key its beginning names. Raises UserError as `lines_of`.
-    """
-    lines = lines_of(path)
-    number, first = next(lines)
-    start = first.lstrip()[:1]
-    if start not in ("{", "["):
-        return frozenset(_cells(path, number, first))
-    rows: list[object] = []
-    try:
-        if start == "{":
-            rows.append(msgspec.json.decode(first))
-        else:
-            rows += _items(path)[:HEAD_ROWS]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        rows = _whole(path)
-    else:
-        for _, line in islice(lines, HEAD_ROWS):
-            try:
-                rows.append(msgspec.json.decode(line))
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                break  # whoever reads the rows says what is wrong with this one
-    found: set[str] = set()
-    for row in rows:
-        if isinstance(row, dict):
-            found.update(row)
-            found.update(f"{key}.{inner}" for key, value in row.items() if isinstance(value, dict) for inner in value)
-    return frozenset(found)
-
-
-def _items(path: Path) -> list[object]:
-    return msgspec.json.decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), type=list[object])
-
-
-def _whole(path: Path) -> list[object]:
-    """The document at `path`, or, where it is none, a row of whatever keys its beginning names."""
-    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    try:
-        found: object = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return [{key.decode(): None for key in _KEY.findall(data[:_HEAD_BYTES])}]
-    return found[:HEAD_ROWS] if isinstance(found, list) else [found]
-
-
-def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Line number, from 1, and text without its end, of every line that is not blank.
-
-    Raises UserError for a file that cannot be read, is no UTF-8 text, or is empty.
-    """
-    number, found = 0, False
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if raw[:2] == b"\x1f\x8b" and number == 1:
-                    raise UserError(f"{path}, line 1: is compressed; unpack it first, as with gunzip")
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{path}, line {number}, column {error.start + 1}: is not UTF-8 text; save the file as UTF-8"
-                    ) from error
-                if line.strip():
-                    found = True
-                    yield number, line
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if not found:
-        raise UserError(f"{path}: is empty; give a file with at least one request")
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    """Line number and object of every line of a JSON-lines file. Raises UserError as `lines_of`, and for bad JSON."""
-    decode = msgspec.json.Decoder(dict[str, object]).decode
-    for number, line in lines_of(path):
-        try:
-            yield number, decode(line)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise UserError(
-                f"{path}, line {number}: is not a JSON object ({error}); the file may be cut off or edited"
-            ) from error
-
-
-def _cells(path: Path, number: int, line: str) -> list[str]:
-    try:
-        return [cell.strip() for cell in next(csv.reader([line]))]
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, line {number}: is no line of a CSV file ({error}); save it as CSV with usual line ends"
-        ) from error
-
-
-def csv_lines(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells by column name of every row of a CSV file with a header that has the `needed` columns.
-
-    A quoted cell must end on its own line. Raises UserError as `lines_of`, for a wrong header, and for a row of
-    another length.
-    """
-    names: list[str] = []
-    for number, line in lines_of(path):
-        cells = _cells(path, number, line)
-        if not names:
-            names = cells
-            missing = [name for name in needed if name not in names]
-            if missing:
-                raise UserError(
-                    f"{path}, line {number}: the header lacks {', '.join(missing)}; it should be {','.join(needed)}, "
-                    f"found {line[:80]!r}"
-                )
-        elif len(cells) != len(names):
-            raise UserError(
-                f"{path}, line {number}, column {min(len(cells), len(names)) + 1}: {len(cells)} cells where the "
-                f"header has {len(names)}; the line may be cut off"
-            )
-        else:
-            yield number, dict(zip(names, cells, strict=True))
-
-
-def tokens(path: Path, number: int, column: str, value: object) -> int:
-    """A token count from a cell or a JSON value. Raises UserError naming line and column for anything else."""
-    try:
-        if isinstance(value, bool) or not isinstance(value, int | str | float):
-            raise ValueError
-        count = int(value)
-        if count != float(value):
-            raise ValueError
-    except (ValueError, OverflowError) as error:
-        raise _wrong(path, number, column, value, "a whole number of tokens") from error
-    if not 0 <= count <= MOST_TOKENS:
-        raise _wrong(path, number, column, value, f"0 to {MOST_TOKENS:,} tokens")
-    return count
-
-
-def seconds_ns(path: Path, number: int, column: str, value: object, per_s: int = 1) -> int:
-    """A time from a cell or a JSON value, as nanoseconds; decimal digits are taken exactly.
-
-    `per_s`: of the file's unit in a second, 1000 for milliseconds.
-    """
-    right = "seconds, such as 12.5" if per_s == 1 else f"{UNITS.get(per_s, 'a time')}, such as 12500"
-    try:
-        if isinstance(value, bool) or not isinstance(value, int | str | float):
-            raise ValueError
-        seconds = Decimal(str(value)) / per_s
-        if not seconds.is_finite() or abs(seconds) > 4 * _MOST_S:  # the difference of two fits 64 bits of ns
-            raise ValueError
-    except (ValueError, InvalidOperation) as error:
-        raise _wrong(path, number, column, value, right) from error
-    return round(seconds * _NS)
-
-
-UNITS = {1: "seconds", 1_000: "milliseconds", 1_000_000: "microseconds"}
-"""Of each, in a second."""
-
-
-def whole(path: Path, number: int, column: str, value: object, most: int = (1 << 62) - 1) -> int:
-    """A whole number from 0 to `most`."""
-    try:
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            raise ValueError
-        result = int(value)
-        if not 0 <= result <= most:
-            raise ValueError
-    except ValueError as error:
-        raise _wrong(path, number, column, value, f"a whole number from 0 to {most:,}") from error
-    return result
-
-
-def _wrong(path: Path, number: int, column: str, value: object, right: str) -> UserError:
-    found = "nothing" if value is None or value == "" else repr(value)[:60]
-    return UserError(f"{path}, line {number}, column {column}: expected {right}, found {found}")
