@@ -310,6 +310,7 @@ SOUND = (
     b"RIFF\r\n--\x00\xff",
 )
 MODEL = (b'content-disposition: form-data; name="model"', b"speech")
+LISTED = b'content-disposition: form-data; name="%b"'
 KIND = b"multipart/form-data; boundary=xyz"
 
 
@@ -352,8 +353,11 @@ def test_a_form_is_read_once_and_only_one_way() -> None:
     assert added.form is not None
     assert read_form(form_for(added.form, whisper), KIND).model == "whisper"
     assert read_form(b"preamble\r\n" + sent + b"epilogue", KIND).model == "speech"
+    word, segment = ((LISTED % b"timestamp_granularities[]", kind) for kind in (b"word", b"segment"))
+    assert read_form(form(b"xyz", SOUND, MODEL, word, segment), KIND).model == "speech", "a list of two"
     for wrong in (
         form(b"xyz", MODEL, MODEL),
+        form(b"xyz", MODEL, (LISTED % b"language", b"fr"), (LISTED % b"language", b"de")),
         form(b"xyz", MODEL, (b'Content-Disposition: form-data; name="model"; filename="x"', b"y")),
         form(b"xyz", MODEL, (b"Content-Disposition: form-data; name*=utf-8''mod%65l", b"y")),
         form(b"xyz", SOUND),
@@ -491,6 +495,9 @@ def test_errors_of_a_backend_come_in_the_clients_words(world: World, stream: boo
     assert status == 400
     assert json.loads(answer) == {"type": "error", "error": {"type": "invalid_request_error", "message": "too long"}}
     assert ask(world, {**ASKED, "max_tokens": 78, "stream": stream}, MESSAGES)[0] == 502
+    asked = {"model": "chat", "input": "hi", "max_output_tokens": 77, "stream": stream}
+    status, _, answer = ask(world, asked, RESPONSES)
+    assert (status, json.loads(answer)) == (400, {"error": {"message": "too long", "code": 400}})
 
 
 def test_an_answer_that_cannot_be_translated_is_none(world: World) -> None:
@@ -560,3 +567,70 @@ def test_a_copy_goes_to_a_backend_of_another_api_where_that_has_words_for_it(tmp
             copied(mcp_servers=[{"name": "s"}])
             until(lambda: copied() > 1, "another")
             assert set(chat.seen.paths) == {"/v1/chat/completions"}
+
+
+def test_a_chat_without_a_limit_has_as_many_tokens_as_a_server_of_messages_gives(tmp_path: Path) -> None:
+    """Anthropic's API wants a limit, and refuses one that its model cannot keep."""
+
+    def limited(question: ScriptedRequest) -> Step:
+        asked = question.fields["max_tokens"]
+        if asked <= 8192:
+            return None
+        said = f"max_tokens: {asked} > 8192, which is the maximum allowed number of output tokens for small-1"
+        error = {"type": "error", "error": {"type": "invalid_request_error", "message": said}}
+        return whole(json.dumps(error).encode(), status=400)
+
+    with ScriptedServer(limited) as server:
+        names = {"usual": {}, "told": {"max_output": 1000}, "short": {"context": 4000}}
+        plan = {
+            "backends": [backend(name, server.url, endpoints=[MESSAGES], **more) for name, more in names.items()],
+        }
+        with gateway(tmp_path, plan) as running:
+
+            def limits(name: str, **more: int) -> list[int]:
+                """That it was asked with, one after another."""
+                before = len(server.seen.bodies)
+                assert running.ask({"model": name, "messages": ASKED["messages"], **more})[0] == 200
+                return [json.loads(body)["max_tokens"] for body in list(server.seen.bodies)[before:]]
+
+            assert limits("usual") == [32_000, 8192]
+            assert limits("usual") == [8192], "it was found out"
+            assert limits("usual", max_tokens=5) == [5]
+            assert limits("told") == [1000]
+            assert limits("short") == [2000], "half of what it takes"
+            asked = {"model": "usual", "messages": ASKED["messages"], "max_tokens": 9000}
+            assert running.ask(asked)[0] == 400, "a client's own limit is its own affair"
+
+
+def test_a_chat_that_refuses_earlier_thoughts_is_asked_without(tmp_path: Path) -> None:
+    """As Cerebras, Groq and Mistral refuse what they have not heard of."""
+
+    def strict(question: ScriptedRequest) -> Step:
+        for name in ("reasoning_content", "reasoning"):
+            if (name == "reasoning_content" or question.model == "stricter") and any(
+                name in turn for turn in question.fields["messages"]
+            ):
+                said = f"messages.1.assistant.{name}: property 'messages.1.assistant.{name}' is unsupported"
+                return whole(json.dumps({"message": said, "code": "wrong_api_format"}).encode(), status=400)
+        return None
+
+    thought = [{"type": "thinking", "thinking": "hm", "signature": ""}, {"type": "text", "text": "yes"}]
+    turns = [*ASKED["messages"], {"role": "assistant", "content": thought}, {"role": "user", "content": "go"}]
+    with ScriptedServer(strict) as server:
+        names = ("strict", "stricter")
+        plan = {"backends": [backend(name, server.url, endpoints=["/v1/chat/completions"]) for name in names]}
+        with gateway(tmp_path, plan) as running:
+
+            def asked(name: str) -> tuple[list[set[str]], str]:
+                """By which names it was told, one request after another, and what the client hears of that."""
+                before = len(server.seen.bodies)
+                status, told, answer = running.ask({"model": name, "max_tokens": 8, "messages": turns}, path=MESSAGES)
+                assert status == 200, answer
+                sent = [json.loads(body)["messages"][1] for body in list(server.seen.bodies)[before:]]
+                return [set(turn) - {"role", "content"} for turn in sent], told.get("x-breakeven-left-out", "")
+
+            both = {"reasoning_content", "reasoning"}
+            assert asked("strict") == ([both, {"reasoning"}], "")
+            assert asked("strict") == ([{"reasoning"}], "")
+            assert asked("stricter") == ([both, {"reasoning"}, set()], "reasoning_content")
+            assert asked("stricter") == ([set()], "reasoning_content")

@@ -246,6 +246,17 @@ def test_signs_of_life_leave_the_first_byte_s_time_running_and_are_told_now_and_
     assert leg.said_ns == leg.first_ns < leg.last_ns
 
 
+@pytest.mark.parametrize(("endpoint", "state"), [(CHAT, "open"), ("/v1/messages/count_tokens", "closed")])
+def test_counts_that_fail_close_no_backend(endpoint: str, state: str) -> None:
+    """llama.cpp answers 500 where a model's template takes no system text behind the beginning, and is well."""
+    sender: Any = Sender()
+    sender.endpoint = endpoint
+    lane = lane_of(SharedBlock(SHAPE))
+    for _ in range(5):
+        Leg(sender, sender, lane, sender, keep=False, hedge=False).judge("broken")
+    assert lane.breaker.state == state
+
+
 class Standing:
     """A request in line at the backend of a worker, for a key."""
 

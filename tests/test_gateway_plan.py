@@ -588,6 +588,7 @@ def plans(draw: st.DrawFn) -> GatewayPlan:
             price=price,
             quality=draw(st.none() | st.floats(0, 1)),
             limit=draw(st.integers(1, 10_000)),
+            max_output=draw(st.none() | st.integers(1, 99_999)),
             poll=draw(st.booleans()),
             replica_of=draw(st.none() | NAMES),
             timeouts=Timeouts(idle_s=draw(SECONDS)),

@@ -20,6 +20,7 @@ from breakeven.gateway.shared.layout import Known, Rows, State, UnderWay
 from breakeven.wire.message import Headers, Request
 
 BODY = {"model": "local", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
+CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 
 
 class Client:
@@ -58,9 +59,18 @@ def _told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def asked(
-    behaviour: str, *, stream: bool = True, comes: bool = True, wait_s: float = 20.0
+    behaviour: str,
+    path: str = CHAT,
+    *,
+    stream: bool = True,
+    comes: bool = True,
+    fails: bool = False,
+    wait_s: float = 20.0,
 ) -> tuple[Client, SharedBlock]:
-    """One request for a model that is being loaded, and that then answers with `behaviour`, or never comes."""
+    """One request for a model that is being loaded, and that then answers with `behaviour`, or never comes.
+
+    `fails`: it is said that it will not come.
+    """
     plan = GatewayPlan(
         path=None,
         backends=(BackendPlan(name="local", local=LocalPlan(model="tiny")),),
@@ -75,16 +85,17 @@ async def asked(
     with ChaosServer(behaviour) as server:
         desk = Desk(plan, {"local": Observed()}, rows, block, 1, None, None)
         client = Client()
-        body = json.dumps({**BODY, "stream": stream}).encode()
+        words = {"input": "Hello"} if path == RESPONSES else {}
+        body = json.dumps({**BODY, **words, "stream": stream}).encode()
         headers = ((b"host", b"127.0.0.1"), (b"content-type", b"application/json"))
-        Front(desk).handle(Request("POST", "/v1/chat/completions", "", headers, body, "127.0.0.1", 1), client)  # type: ignore[arg-type]
+        Front(desk).handle(Request("POST", path, "", headers, body, "127.0.0.1", 1), client)  # type: ignore[arg-type]
         assert block.load.total(0, UnderWay.WANTED) == 1
         if comes:
             if stream:
                 while not client.said:
                     await asyncio.sleep(0.005)
             block.known.put(0, 0, Known.PORT, float(urlsplit(server.url).port or 0))
-            block.known.put(0, 0, Known.STATE, State.READY)
+            block.known.put(0, 0, Known.STATE, State.FAILED if fails else State.READY)
         await asyncio.wait_for(client.ended.wait(), 20.0)
         for lane in desk.lanes:
             if lane.upstream is not None:
@@ -106,6 +117,26 @@ async def test_an_error_after_the_promise_is_an_event_of_the_stream() -> None:
     assert client.status == 200
     assert all(event.startswith(b"data: ") for event in events)
     assert "error" in json.loads(events[0].removeprefix(b"data: "))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        (MESSAGES, ["error"]),
+        (RESPONSES, ["response.created", "response.in_progress", "response.failed"]),
+    ],
+)
+async def test_such_an_error_is_one_that_the_clients_sdk_reads(path: str, names: list[str], fails: bool) -> None:
+    """They pass over an event without a name, and a response that ends before it was made is an error of their own."""
+    client, _ = await asked("400", path, fails=fails)
+    events = [event for event in client.said.decode().split("\n\n") if event and not event.startswith(":")]
+    assert client.status == 200
+    assert [event.split("\n")[0] for event in events] == [f"event: {name}" for name in names]
+    data = [json.loads(event.partition("\ndata: ")[2]) for event in events]
+    assert [one["type"] for one in data] == names
+    error = (data[-1] if path == MESSAGES else data[-1]["response"])["error"]
+    assert ("no backend has a place" if fails else "scripted 400") in error["message"]
 
 
 async def test_an_answer_in_one_piece_waits_in_silence() -> None:

@@ -215,7 +215,7 @@ def test_one_command_makes_a_plan() -> None:
     assert [backend.name for backend in plan.backends] == ["llama-3.2-1b", "olmoe-1b-7b", "far"]
     assert [backend.kind for backend in plan.backends] == ["dense", "moe", "unknown"]
     assert plan.backends[2].url == "http://127.0.0.1:9/v1"
-    assert plan.backends[0].endpoints[-1] == "/v1/messages"
+    assert plan.backends[0].endpoints[-1] == "/v1/messages/count_tokens"
     (policy,) = plan.policies
     assert (policy.model, policy.policy, policy.slo) == ("breakeven", "breakeven", READER_SLO)
     assert policy.backends == ("llama-3.2-1b", "olmoe-1b-7b", "far")

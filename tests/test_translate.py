@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from breakeven.gateway.plan.reach import LOCAL_ENDPOINTS
 from breakeven.gateway.serve.ask import body_of
 from breakeven.gateway.serve.speech import told_of
-from breakeven.gateway.serve.tap import StreamTap
+from breakeven.gateway.serve.tap import StreamTap, tap_for
 from breakeven.gateway.translate.chat import ChatWriter, chat_to_messages
 from breakeven.gateway.translate.messages_asked import messages_to_chat
 from breakeven.gateway.translate.messages_told import MessageWriter
@@ -36,7 +37,7 @@ from breakeven.gateway.translate.said import (
     StreamTurner,
     Writer,
 )
-from breakeven.gateway.translate.table import WRITERS, Turned, turned_tap, way_to
+from breakeven.gateway.translate.table import WRITERS, Turned, failed_stream, turned_tap, way_to, within_stream
 from breakeven.wire.sse import event as event_bytes
 from breakeven.wire.sse import events_of, split_events
 
@@ -310,6 +311,217 @@ def test_developers_texts_of_several_parts_become_one_system_message() -> None:
         made = responses_to_chat(asked, [])["messages"]
         assert made == [{"role": "system", "content": "zero\n\none\n\ntwo"}, {"role": "user", "content": "go"}]
     assert responses_to_chat({"input": given[1:]}, [])["messages"][0] == {"role": "system", "content": "one\n\ntwo"}
+
+
+NOW = "<system-reminder>\nnow\n</system-reminder>"
+CALLS = {"role": "assistant", "content": None, "tool_calls": [
+    {"id": "t1", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+]}  # fmt: skip
+USE: Json = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "f", "input": {}}]}
+RESULT: Json = {"type": "tool_result", "tool_use_id": "t1", "content": "done"}
+HI, YES = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
+LATER = {"role": "system", "content": "now"}
+PICTURED: Json = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+
+
+@pytest.mark.parametrize(
+    ("turns", "behind"),
+    [
+        ([HI, LATER], [{"role": "user", "content": f"hi\n\n{NOW}"}]),
+        (
+            [HI, USE, LATER, {"role": "user", "content": [RESULT]}],
+            [HI, CALLS, {"role": "tool", "tool_call_id": "t1", "content": f"done\n\n{NOW}"}],
+        ),
+        (
+            [HI, USE, {"role": "user", "content": [RESULT]}, {"role": "system", "content": [
+                {"type": "text", "text": "now"},
+            ]}, YES],
+            [HI, CALLS, {"role": "tool", "tool_call_id": "t1", "content": f"done\n\n{NOW}"}, YES],
+        ),
+        (
+            [HI, USE, LATER, {"role": "user", "content": [RESULT, {"type": "text", "text": "and?"}]}],
+            [HI, CALLS, {"role": "tool", "tool_call_id": "t1", "content": f"done\n\n{NOW}"},
+             {"role": "user", "content": "and?"}],
+        ),
+        ([HI, YES, LATER, {"role": "user", "content": "go"}], [HI, YES, {"role": "user", "content": f"{NOW}\n\ngo"}]),
+        ([HI, YES, LATER], [HI, YES, {"role": "user", "content": NOW}]),
+        (
+            [{"role": "user", "content": [PICTURED]}, LATER],
+            [{"role": "user", "content": [
+                {"type": "image_url", "image_url": {"url": PICTURE}}, {"type": "text", "text": NOW},
+            ]}],
+        ),
+        (
+            [HI, YES, LATER, {"role": "user", "content": [{"type": "text", "text": "go"}, PICTURED]}],
+            [HI, YES, {"role": "user", "content": [
+                {"type": "text", "text": f"{NOW}\n\ngo"}, {"type": "image_url", "image_url": {"url": PICTURE}},
+            ]}],
+        ),
+        ([HI, LATER, LATER], [{"role": "user", "content": f"hi\n\n{NOW}\n\n{NOW}"}]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("system", [None, "Be kind"])
+def test_a_system_text_behind_the_beginning_goes_into_the_message_beside_it(
+    turns: list[Json], behind: list[Json], system: str | None
+) -> None:
+    """Many templates take one at the beginning alone; llama.cpp answers 500 for such a request."""
+    asked = {"max_tokens": 1, "messages": turns, **({"system": system} if system else {})}
+    first = [{"role": "system", "content": system}] if system else []
+    assert messages_to_chat(asked, [])["messages"] == first + behind
+
+
+def test_system_texts_at_the_beginning_stay_one_message_there() -> None:
+    asked = {"system": "Be kind", "messages": [LATER, HI]}
+    assert messages_to_chat(asked, [])["messages"] == [{"role": "system", "content": "Be kind\n\nnow"}, HI]
+
+
+def test_a_prompt_goes_on_as_it_began_when_the_next_turn_comes() -> None:
+    before = messages_to_chat({"messages": [HI, LATER]}, [])["messages"]
+    after = messages_to_chat({"messages": [HI, LATER, YES, {"role": "user", "content": "go"}]}, [])["messages"]
+    assert after[: len(before)] == before
+
+
+def test_a_developers_text_behind_the_beginning_goes_into_the_message_beside_it() -> None:
+    given = [
+        {"role": "developer", "content": "Be kind"},
+        {"role": "user", "content": "hi"},
+        {"role": "developer", "content": "now"},
+        {"type": "function_call", "call_id": "t1", "name": "f", "arguments": "{}"},
+        {"role": "developer", "content": "now"},
+        {"type": "function_call_output", "call_id": "t1", "output": "done"},
+    ]
+    assert responses_to_chat({"input": given}, [])["messages"] == [
+        {"role": "system", "content": "Be kind"},
+        {"role": "user", "content": f"hi\n\n{NOW}"},
+        CALLS,
+        {"role": "tool", "tool_call_id": "t1", "content": f"done\n\n{NOW}"},
+    ]
+
+
+BILLED = "x-anthropic-billing-header: cc_version=2.1.101.e51; cc_entrypoint=cli; cch="
+
+
+def test_what_claude_code_is_billed_by_is_no_part_of_the_prompt() -> None:
+    """Part of it is never the same, and no engine's cache would hold from one request to the next."""
+    chats = []
+    for number in ("a5145", "0f3c2"):
+        left: list[str] = []
+        system = [{"type": "text", "text": f"{BILLED}{number};"}, {"type": "text", "text": "You are Claude Code."}]
+        later = {"role": "system", "content": f"{BILLED}{number};"}
+        chats.append(messages_to_chat({"max_tokens": 1, "system": system, "messages": [HI, later]}, left))
+        assert left == ["x-anthropic-billing-header"] * 2
+    assert chats[0] == chats[1]
+    assert chats[0]["messages"] == [{"role": "system", "content": "You are Claude Code."}, HI]
+
+
+@pytest.mark.parametrize(
+    ("system", "kept"),
+    [
+        (f"{BILLED}a5145;You are Claude Code; be=kind.", "You are Claude Code; be=kind."),
+        (f"{BILLED}a5145\nYou are Claude Code.", "You are Claude Code."),
+        ("Of x-anthropic-billing-header: a=b; say nothing.", "Of x-anthropic-billing-header: a=b; say nothing."),
+    ],
+)
+def test_a_system_text_behind_that_stays(system: str, kept: str) -> None:
+    chat = messages_to_chat({"max_tokens": 1, "system": system, "messages": [HI]}, [])
+    assert chat["messages"][0] == {"role": "system", "content": kept}
+
+
+def test_sources_of_a_search_that_is_left_out_are_left_out_with_it() -> None:
+    left: list[str] = []
+    asked = {"input": "hi", "tools": [{"type": "web_search"}], "include": ["web_search_call.action.sources"]}
+    assert responses_to_chat(asked, left)["messages"] == [HI]
+    assert left == ["include.web_search_call.action.sources", "web_search"]
+
+
+def test_where_a_prompt_is_to_be_kept_reaches_anthropics_api() -> None:
+    kept = {"cache_control": {"type": "ephemeral"}}
+    pdf = {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,AAAA"}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    asked = {
+        "max_tokens": 1,
+        "messages": [
+            {"role": "system", "content": [{"type": "text", "text": "Be kind", **kept}]},
+            {"role": "user", "content": [
+                {"type": "text", "text": "look"},
+                {"type": "image_url", "image_url": {"url": PICTURE}, **kept},
+                {**pdf, **kept},
+            ]},
+        ],
+        "tools": [{**tool, **kept}, {**tool, "function": {**tool["function"], **kept}}, tool],
+    }  # fmt: skip
+    made = chat_to_messages(asked, [])
+    assert made["system"] == [{"type": "text", "text": "Be kind", **kept}]
+    (turn,) = made["messages"]
+    assert ["cache_control" in block for block in turn["content"]] == [False, True, True]
+    assert ["cache_control" in one for one in made["tools"]] == [True, True, False]
+    assert turn["content"][2]["cache_control"] == made["tools"][1]["cache_control"] == {"type": "ephemeral"}
+
+
+def test_an_empty_text_is_no_block_of_a_message() -> None:
+    """Anthropic's API refuses one."""
+    empty = {"type": "text", "text": ""}
+    turns = [
+        {"role": "system", "content": [empty]},
+        {"role": "user", "content": [empty, {"type": "text", "text": "hi"}]},
+        {"role": "assistant", "content": [empty]},
+        {"role": "user", "content": ""},
+        {**CALLS, "content": [empty]},
+        {"role": "tool", "tool_call_id": "t1", "content": "done"},
+    ]
+    made = chat_to_messages({"messages": turns}, [])
+    assert "system" not in made
+    assert made["messages"] == [
+        {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "f", "input": {}}]},
+        {"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "done"}]},
+        ]},
+    ]  # fmt: skip
+
+
+THOUGHT: Json = {"role": "assistant", "content": [
+    {"type": "thinking", "thinking": "hm", "signature": ""}, {"type": "text", "text": "yes"},
+]}  # fmt: skip
+REASONED = [
+    {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+    {"type": "message", "role": "assistant", "content": "yes"},
+]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "asked"), [(MESSAGES, {"max_tokens": 1, "messages": [THOUGHT]}), (RESPONSES, {"input": REASONED})]
+)
+def test_earlier_thoughts_go_to_a_chat_by_both_names(endpoint: str, asked: Json) -> None:
+    """vLLM reads `reasoning` alone, llama.cpp `reasoning_content` alone."""
+    turned = Turned(endpoint, CHAT, raw({"model": "m", **asked}))
+
+    def told(*untold: str) -> Json:
+        return json.loads(body_of(turned.fields(msgspec.Raw(b'"s"'), untold=untold)))["messages"][-1]
+
+    assert told() == {"role": "assistant", "content": "yes", "reasoning_content": "hm", "reasoning": "hm"}
+    assert told("reasoning_content") == {"role": "assistant", "content": "yes", "reasoning": "hm"}
+    assert told("reasoning_content", "reasoning") == {"role": "assistant", "content": "yes"}
+    assert turned.thinks
+
+
+def test_thoughts_come_back_from_a_client_that_returns_what_it_cannot_read_alone() -> None:
+    """Codex: of a reasoning item's content it keeps none, its `encrypted_content` it returns."""
+    said = AnswerSaid([AnswerPart("thought", "hm"), AnswerPart("text", "yes")], "stop")
+    for asked in ({"store": False}, {"include": ["reasoning.encrypted_content"]}):
+        thought, text = ResponseWriter(asked, FACTS).whole(said, COUNTS)["output"]
+        assert thought["encrypted_content"] == "breakeven.aG0="
+        events = data_of(written(ResponseWriter(asked, FACTS), said))
+        assert events[-1]["response"]["output"] == [thought, text]
+        added, *_ = (event["item"] for event in events if event["type"] == "response.output_item.added")
+        assert "encrypted_content" not in added
+        kept = {name: thought[name] for name in ("type", "summary", "encrypted_content")}
+        again = responses_to_chat({"input": [kept, text]}, [])["messages"]
+        assert again == [{"role": "assistant", "content": "yes", "reasoning_content": "hm"}]
+        for other in ("gAAAAABo", "breakeven.%", "breakeven.gA==", None, 3):
+            foreign = responses_to_chat({"input": [{**kept, "encrypted_content": other}, text]}, [])["messages"]
+            assert foreign == [{"role": "assistant", "content": "yes"}]
+    assert "encrypted_content" not in ResponseWriter({}, FACTS).whole(said, COUNTS)["output"][0]
 
 
 def test_a_client_is_told_the_backends_own_count_and_not_that_of_its_pieces() -> None:
@@ -604,6 +816,153 @@ def test_no_bytes_of_a_backend_break_it(raw: list[bytes]) -> None:
             assert b"error" in split_events(out)[-1]
 
 
+def called(**fields: object) -> Json:
+    """A delta with one call; `index` and `id` where they are given."""
+    place = {name: fields.pop(name) for name in ("index", "id") if name in fields}
+    return {"tool_calls": [{**place, "type": "function", "function": fields}]}
+
+
+ONE, TWO = '{"x":1}', '{"x":2}'
+
+
+@pytest.mark.parametrize(
+    ("deltas", "calls"),
+    [
+        (
+            [called(index=0, id="a", name="f", arguments=ONE), called(index=0, id="b", name="g", arguments=""),
+             called(index=0, arguments=TWO)],
+            [("a", "f", ONE), ("b", "g", TWO)],
+        ),
+        (
+            [called(id="a", name="f", arguments=ONE), called(id="b", name="f", arguments=TWO)],
+            [("a", "f", ONE), ("b", "f", TWO)],
+        ),
+        (
+            [called(index=0, id="a", name="f", arguments=""), called(index=0, id="", arguments=ONE),
+             called(index=0, id="b", name="f", arguments=""), called(index=0, id="", arguments=TWO)],
+            [("a", "f", ONE), ("b", "f", TWO)],
+        ),
+        (  # one index and no id at all
+            [called(index=0, name="f", arguments=ONE), called(index=0, name="f", arguments=TWO)],
+            [("", "f", ONE), ("", "f", TWO)],
+        ),
+        (  # the same id with each piece
+            [called(index=0, id="a", name="f", arguments='{"x"'), called(index=0, id="a", name="f", arguments=":1}")],
+            [("a", "f", ONE)],
+        ),
+        (  # another id with each piece, as of a vLLM that was told which tool to call
+            [called(index=0, id="a", name="f", arguments='{"x"'), called(index=0, id="b", name="f", arguments=":1}"),
+             called(index=0, id="c", name="f", arguments="")],
+            [("a", "f", ONE)],
+        ),
+        (
+            [called(index=0, id="a", name="f", arguments='{"x"'), called(index=1, id="b", name="f", arguments='{"x"'),
+             called(index=0, arguments=":1}"), called(index=1, arguments=":2}")],
+            [("a", "f", ONE), ("b", "f", TWO)],
+        ),
+    ],
+)  # fmt: skip
+def test_calls_that_a_backend_does_not_number_are_told_apart(
+    deltas: list[Json], calls: list[tuple[str, str, str]]
+) -> None:
+    raw_stream = b"".join(chunks(*deltas, finish="tool_calls"))
+    said = read_again(CHAT, raw_stream)
+    assert [(part.id, part.name, part.text) for part in said.parts] == calls
+    turner = StreamTurner(READERS[CHAT].event, ResponseWriter({}, FACTS))
+    output = data_of(turner.feed(raw_stream) + turner.end(COUNTS))[-1]["response"]["output"]
+    assert [(item["name"], item["arguments"]) for item in output] == [call[1:] for call in calls]
+    turner = StreamTurner(READERS[CHAT].event, MessageWriter({}, FACTS))
+    again = read_again(MESSAGES, turner.feed(raw_stream) + turner.end(COUNTS))
+    assert [(part.name, part.text) for part in again.parts] == [call[1:] for call in calls]
+
+
+def spoken(given: Json, *pieces: str) -> bytes:
+    """One of Anthropic's messages as a stream: a call that begins with `given`."""
+    block = {"type": "tool_use", "id": "t", "name": "f", "input": given}
+    events: list[Json] = [
+        {"type": "message_start", "message": {"id": "msg_7", "model": "served", "content": []}},
+        {"type": "content_block_start", "index": 0, "content_block": block},
+        *({"type": "content_block_delta", "index": 0, "delta": {"type": "input_json_delta", "partial_json": piece}}
+          for piece in pieces),
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "tool_use"}},
+        {"type": "message_stop"},
+    ]  # fmt: skip
+    return b"".join(event_bytes(json.dumps(one).encode(), one["type"].encode()) for one in events)
+
+
+@pytest.mark.parametrize(
+    ("begins", "pieces", "given"),
+    [
+        ({}, [""], {}),  # a tool that takes nothing
+        ({"path": "/x"}, [], {"path": "/x"}),  # Kimi
+        ({}, ['{"path"', ':"/x"}'], {"path": "/x"}),
+        ({"path": "/x"}, ['{"path":"/x"}'], {"path": "/x"}),  # twice
+    ],
+)
+def test_a_call_of_anthropics_has_its_arguments_whenever_they_come(
+    begins: Json, pieces: list[str], given: Json
+) -> None:
+    arguments = msgspec.json.encode(given).decode()
+    content = [{"type": "tool_use", "id": "t", "name": "f", "input": given}]
+    whole = READERS[MESSAGES].whole(
+        json.dumps({"id": "msg_7", "model": "served", "content": content, "stop_reason": "tool_use"}).encode()
+    )
+    told = {}
+    for endpoint in (CHAT, RESPONSES):
+        turner = StreamTurner(READERS[MESSAGES].event, WRITERS[endpoint]({}, FACTS))
+        told[endpoint] = data_of(turner.feed(spoken(begins, *pieces)) + turner.end(COUNTS))
+    calls = [call for event in told[CHAT] for call in event["choices"][0]["delta"].get("tool_calls", [])]
+    assert "".join(call["function"]["arguments"] for call in calls) == arguments
+    message = ChatWriter({}, FACTS).whole(whole, COUNTS)["choices"][0]["message"]
+    assert message["tool_calls"][0]["function"] == {"name": "f", "arguments": arguments}
+    last = told[RESPONSES][-1]["response"]
+    assert last == ResponseWriter({}, FACTS).whole(whole, COUNTS)
+    assert last["output"][0]["arguments"] == arguments
+    deltas = [event["delta"] for event in told[RESPONSES] if event["type"] == "response.function_call_arguments.delta"]
+    assert "".join(deltas) == arguments
+
+
+def test_a_call_without_arguments_is_json_for_a_client_of_responses() -> None:
+    for text, finish, arguments in (("", "calls", "{}"), ("", "length", ""), ('{"a"', "length", '{"a"')):
+        said = AnswerSaid([AnswerPart("call", text, "c", "f")], finish)
+        item = ResponseWriter({}, FACTS).whole(said, COUNTS)["output"][0]
+        assert item["arguments"] == arguments, "what the limit has cut is not made up"
+        events = data_of(written(ResponseWriter({}, FACTS), said))
+        assert events[-1]["response"]["output"] == [item]
+        done = [event["arguments"] for event in events if event["type"] == "response.function_call_arguments.done"]
+        deltas = [event["delta"] for event in events if event["type"] == "response.function_call_arguments.delta"]
+        assert done == ["".join(deltas)] == [arguments]
+
+
+def test_an_error_before_a_streams_first_event_is_one_that_clients_read() -> None:
+    body = b'{"error": {"message": "no memory", "code": "oom"}}'
+    assert failed_stream(CHAT, "i", "no memory", body) == b"data: " + body + b"\n\n"
+    assert failed_stream("/v1/completions", "i", "no memory", body) == b"data: " + body + b"\n\n"
+    told = {"type": "error", "error": {"type": "api_error", "message": "no memory"}}
+    failed = failed_stream(MESSAGES, "i", "no memory", body)
+    assert failed == event_bytes(msgspec.json.encode(told), b"error") == within_stream(MESSAGES, "i", 500, body)
+    events = data_of(within_stream(RESPONSES, "i", 200, body))
+    assert [event["type"] for event in events] == ["response.created", "response.in_progress", "response.failed"]
+    assert [event["sequence_number"] for event in events] == [0, 1, 2]
+    assert events[-1]["response"]["error"]["message"] == "no memory"
+    assert within_stream(MESSAGES, "i", 200, b'{\n"content": []}') == b'data: { "content": []}\n\n'
+
+
+def test_an_error_keeps_its_code_where_both_apis_have_one_and_its_words_everywhere() -> None:
+    words = "This model's maximum context length is 4096 tokens. " * 8
+    named = {"type": "invalid_request_error", "param": "input", "code": "context_length_exceeded"}
+    error = {"message": words.strip(), **named}
+    body = json.dumps({"error": error}).encode()
+    told = {}
+    for endpoint, asked in ((RESPONSES, {"input": "hi"}), (MESSAGES, {"max_tokens": 1, "messages": [HI]})):
+        turned = Turned(endpoint, CHAT, raw({"model": "m", **asked}))
+        tap = turned_tap(tap_for(CHAT, b"identity", streams=False, drop_usage=False), turned, "i", 5, 400)
+        told[endpoint] = json.loads(tap.feed(body) + tap.rest())
+    assert told[RESPONSES] == {"error": error}
+    assert told[MESSAGES]["error"] == {"type": "invalid_request_error", "message": words.strip()}
+
+
 @pytest.mark.parametrize("endpoint", [MESSAGES, RESPONSES, CHAT])
 def test_an_error_within_a_stream_ends_it_in_the_clients_words(endpoint: str) -> None:
     way = MESSAGES if endpoint == CHAT else CHAT
@@ -633,6 +992,9 @@ def test_whom_a_backend_is_asked_as() -> None:
     assert way_to(MESSAGES, {CHAT}) == way_to(RESPONSES, {CHAT, MESSAGES}) == CHAT
     assert way_to(RESPONSES, {MESSAGES}) == way_to(CHAT, {MESSAGES, RESPONSES}) == MESSAGES
     assert way_to(CHAT, {RESPONSES}) is way_to("/v1/embeddings", {CHAT}) is None
+    # llama.cpp's own messages and responses lose more than its chat does in their words.
+    assert way_to(MESSAGES, LOCAL_ENDPOINTS) == way_to(RESPONSES, LOCAL_ENDPOINTS) == CHAT
+    assert "/v1/messages/count_tokens" in LOCAL_ENDPOINTS
 
 
 def raw(fields: Json) -> dict[str, msgspec.Raw]:
@@ -646,9 +1008,10 @@ def test_a_response_by_way_of_messages() -> None:
     assert json.loads(body_of(turned.fields(msgspec.Raw(b'"claude"')))) == {
         "model": "claude",
         "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
-        "max_tokens": 4096,
+        "max_tokens": 32_000,
         "stream": True,
     }
+    assert json.loads(body_of(turned.fields(msgspec.Raw(b'"claude"'), 1000)))["max_tokens"] == 1000
     assert turned.left == ("reasoning_effort",)
     assert turned.headers([]) == [(b"anthropic-version", b"2023-06-01")]
     assert turned.headers([(b"anthropic-version", b"x")]) == [(b"anthropic-version", b"x")]

@@ -330,8 +330,11 @@ def _told_error(body: bytes, alone: bool = False) -> bool | None:
     return alone and (isinstance(told.message, str) or bool(told.detail))
 
 
-def error_text(data: bytes) -> str:
-    """What an error event or body says in words, for a log: one line, printable, cut."""
+_SAID_CHARS = 200
+
+
+def error_text(data: bytes, most: int = _SAID_CHARS) -> str:
+    """What an error event or body says in words, for a log: one line, printable, at most `most` characters."""
     try:
         told = _decode_body(data)
     except _UNREADABLE:
@@ -341,11 +344,10 @@ def error_text(data: bytes) -> str:
         while isinstance(found, dict):
             found = found.get("message") or found.get("error") or found.get("type") or str(found)
         text = str(found)
-    return printable(" ".join(text[:_SAID_CHARS].split()))
+    return printable(" ".join(text[:most].split()))
 
 
 _LONGEST_NUMBER = 12
-_SAID_CHARS = 200
 
 
 def asked_wait_s(headers: Headers, unix_s: float) -> float | None:

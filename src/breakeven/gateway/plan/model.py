@@ -155,6 +155,8 @@ class BackendPlan(FilePart):
     limit: CountAbove0 = 256
     context: CountAbove0 | None = None
     """Tokens of prompt and answer together that it takes; None: not known, everything is sent."""
+    max_output: CountAbove0 | None = None
+    """Tokens of an answer whose request names no limit, of which Anthropic's API wants one; None: as usual there."""
     endpoints: Annotated[tuple[EndpointName, ...], listed(1), OPEN] = USUAL_ENDPOINTS
     replica_of: Name | None = None
     poll: Annotated[Flag, OPEN] = True
@@ -162,8 +164,7 @@ class BackendPlan(FilePart):
     allow_link_local: Flag = False
     """Only then may its name resolve to a link-local or metadata address."""
     ca: Annotated[Path, PLACE] | None = None
-    ca_file: Annotated[Path, PLACE] | None = None
-    """The same under its older name; in a plan that was read it is `ca`."""
+    ca_file: Annotated[Path, PLACE] | None = None  # its older name; in a plan that was read it is `ca`
     client_certificate: Annotated[Certificate, read_by(as_certificate)] | None = None
     proxy: Proxy | None = None
     socket: Annotated[Path, PLACE] | None = None
@@ -342,8 +343,7 @@ class AdminPlan(FilePart):
 class GatewayPlan(FilePart):
     """Everything `breakeven serve` needs. Paths are absolute. `keys`: the file of digests; None: no key is asked.
 
-    `budgets`: where spending is saved; None: beside `keys`.
-    `tls`: what clients are shown; None: they come without TLS.
+    `budgets`: where spending is saved; None: beside `keys`. `tls`: what clients are shown; None: they come without TLS.
     `memory_bytes`: what local engines may use together; None: what the machine has free.
     """
 

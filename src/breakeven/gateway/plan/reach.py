@@ -37,8 +37,13 @@ Endpoint = Literal[
 ]
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 USUAL_ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions")
-LOCAL_ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
-"""What llama.cpp's server answers for any model; embeddings need a model made for them."""
+LOCAL_ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions", "/v1/messages/count_tokens")
+"""What llama.cpp's server is asked for any model; embeddings need a model made for them.
+
+Its own messages and responses lose more than our translation into its chat does (tools/server/server-chat.cpp): system
+texts behind the beginning fail in many templates, schemas, documents and custom tools are dropped or refused, thoughts
+that Codex returns are refused. It counts the tokens of messages itself, which no chat does.
+"""
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 A_URL = "a server's base URL, such as http://127.0.0.1:8080/v1"
 A_PROXY = "the URL of an HTTP proxy, such as http://proxy.example.org:3128"

@@ -238,8 +238,8 @@ def read_form(body: bytes, content_type: bytes, deployment: str | None = None) -
         if not blank or name is None or not piece.startswith(b"\r\n"):
             raise BadAskError("a part of the form has no name")
         is_file = parameter(told, "content-disposition", "filename") is not None
-        if name in fields or (is_file and name == "model"):
-            # Backends would differ in which one they read.
+        if (name in fields and not name.endswith("[]")) or (is_file and name == "model"):
+            # Backends would differ in which one they read; a list is named once for each of its values.
             raise BadAskError(f"the form names {name[:100]!r} more than once, or as a file", name[:100])
         if not is_file:
             fields[name] = _part_value(name, value)

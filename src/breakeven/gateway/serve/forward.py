@@ -23,8 +23,7 @@ from breakeven.gateway.serve.course import Course
 from breakeven.gateway.serve.lane import Lane
 from breakeven.gateway.serve.leg import Leg
 from breakeven.gateway.serve.waiting import WaitingLine
-from breakeven.gateway.translate.said import CHAT, AnswerFacts
-from breakeven.gateway.translate.table import WRITERS
+from breakeven.gateway.translate.table import failed_stream
 from breakeven.wire.message import Headers, Request, Responder, error_body
 
 JSON = (b"content-type", b"application/json")
@@ -260,11 +259,7 @@ class Forward:
         """An error, as an event of its stream where it has a head already."""
         body = error_body(status, message, None, code)
         if self.early:
-            made = WRITERS.get(self.endpoint)
-            told = b"data: " + body + b"\n\n"
-            if made is not None and self.endpoint != CHAT:
-                told = made({}, AnswerFacts(self.id, int(time.time()), 0)).fail(message)
-            self.responder.write(told)
+            self.responder.write(failed_stream(self.endpoint, self.id, message, body))
             self.responder.finish()
             return
         headers = [JSON, *self.told(None)]

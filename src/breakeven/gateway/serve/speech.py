@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,10 +24,11 @@ from breakeven.gateway.plan.reach import ENDPOINTS
 from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, body_of, fields_for, form_for, raw
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import LESSONS_TAUGHT
-from breakeven.gateway.translate.table import Fields, Turned
+from breakeven.gateway.translate.chat import USUAL_MAX_TOKENS
+from breakeven.gateway.translate.table import THOUGHTS, Fields, Turned
 from breakeven.hardware.system import cache_home
 from breakeven.wire.dialects import Dialect
-from breakeven.wire.lessons import LESSONS, Lesson, as_number, from_number, lesson_of, may_repeat
+from breakeven.wire.lessons import LESSONS, REFUSING, Lesson, as_number, from_number, lesson_of, may_repeat
 from breakeven.wire.message import Headers
 from breakeven.wire.target import endpoint_at, split_base
 
@@ -36,6 +38,11 @@ KNOWN_S = 86_400.0
 LEFT_OUT = b"x-breakeven-left-out"
 """Header that names fields of a client's body that its backend does not take and was not sent."""
 _MOST_BYTES = 1 << 20
+_READ = 1 << 16
+"""Bytes of a refusal that are looked through for what the translation put in."""
+_TOO_MANY = re.compile(rb"max_tokens: (\d{1,9}) > (\d{1,9})")
+"""Anthropic's words for a limit above what the model may write, which is the second number."""
+_NAMED = {name: re.compile(rb"\b%b\b" % name.encode()) for name in THOUGHTS}
 
 
 class Sent(NamedTuple):
@@ -49,15 +56,25 @@ class Sent(NamedTuple):
 
 
 class Speech:
-    """Where and how a backend is asked. `slot` is its row in shared memory."""
+    """Where and how a backend is asked. `slot` is its row in shared memory.
 
-    __slots__ = ("_at", "_dialect", "_headers", "_known", "_number", "_paths", "_plan", "_query", "_spoken", "_under")
+    Of requests that are translated, as this worker has found out since it started: `most_output`, tokens of an answer
+    where a client names no limit and the backend wants one; `untold`, names of thoughts that it refuses.
+    """
+
+    __slots__ = (
+        "_at", "_dialect", "_headers", "_known", "_number", "_paths", "_plan", "_query", "_spoken", "_under",
+        "most_output", "untold",
+    )  # fmt: skip
 
     def __init__(self, plan: BackendPlan, slot: int, block: SharedBlock) -> None:
         """With what earlier starts learned."""
         self._plan = plan
         self._spoken = self._dialect = plan.spoken
         self._number = 0
+        # Half of what it takes, so that there is room for the prompt.
+        self.most_output = plan.max_output or min(USUAL_MAX_TOKENS, (plan.context or 2 * USUAL_MAX_TOKENS) // 2 or 1)
+        self.untold: frozenset[str] = frozenset()
         self._headers = [(name.lower().encode(), value.encode()) for name, value in self._spoken.headers.items()]
         root, self._under = split_base(plan.url or "/v1")
         self._query = self._spoken.query_at(urlsplit(root).path)
@@ -131,8 +148,8 @@ class Question:
     """
 
     __slots__ = (
-        "_asked", "_doubted", "_fields", "_headers", "_left_out", "_lessons", "_model", "_query", "_speech", "adds",
-        "endpoint", "turned",
+        "_asked", "_doubted", "_fields", "_headers", "_left_out", "_lessons", "_lowered", "_model", "_most", "_query",
+        "_speech", "_untold", "adds", "endpoint", "turned",
     )  # fmt: skip
 
     def __init__(self, speech: Speech, model: msgspec.Raw, wanted: AskedFor, way: str) -> None:
@@ -146,6 +163,7 @@ class Question:
         self._left_out: list[str] = []
         self._lessons: tuple[Lesson, ...] = ()
         self._doubted = False
+        self._most, self._lowered, self._untold = speech.most_output, False, speech.untold
         self.adds: Mapping[str, msgspec.Raw] = {}
         """Fields of ours, which no client may be refused for."""
 
@@ -153,12 +171,14 @@ class Question:
         """As it goes out now."""
         asked, endpoint = self._asked, self.endpoint
         if self.turned is not None:
-            fields = self.turned.fields(self._model)
+            fields = self.turned.fields(self._model, self._most, self._untold)
             if self.adds:
                 fields = {**fields, **self.adds}
             own = [name for name in asked.fields if name in fields]
             sent = self._speech.sent(endpoint, self._headers, fields, own, self._lessons)
             sent = sent._replace(headers=self.turned.headers(sent.headers))  # behind what the operator says
+            if self.turned.thinks and len(self._untold) == len(THOUGHTS):
+                sent.left_out.append(THOUGHTS[0])
         elif asked.form is not None:
             sent = self._speech.sent_form(endpoint, self._headers, form_for(asked.form, self._model))
         else:
@@ -174,6 +194,8 @@ class Question:
 
     def again(self, status: int, refusal: bytes) -> bool:
         """Whether a refusal names a field that its backend can be asked without, as the next `sent` is."""
+        if status in REFUSING and self.turned is not None and self._says_less(self.turned, refusal[:_READ]):
+            return True
         if self.endpoint not in WANTS_USAGE:
             return False
         if self.adds and status in (400, 422):
@@ -186,6 +208,20 @@ class Question:
         self._doubted = self._doubted or may_repeat(body_of(self._fields))
         return True
 
+    def _says_less(self, turned: Turned, refusal: bytes) -> bool:
+        """Whether it refuses what the translation put in, of which there can be less."""
+        if turned.unlimited and not self._lowered and (told := _TOO_MANY.search(refusal)):
+            asked, most = int(told[1]), int(told[2])
+            if asked == self._most and 0 < most < asked:
+                self._most, self._lowered = most, True
+                return True
+        if turned.thinks:
+            for name, said in _NAMED.items():
+                if name not in self._untold and said.search(refusal):
+                    self._untold |= {name}
+                    return True
+        return False
+
     def body(self) -> bytes:
         """What was sent last, but for what only we asked for. Of a form: an empty object."""
         return body_of({name: value for name, value in self._fields.items() if name not in self.adds})
@@ -194,6 +230,8 @@ class Question:
         """It was answered: what its refusals taught is true."""
         if self._lessons and not self._doubted:
             self._speech.learn(self._lessons)
+        self._speech.most_output = min(self._speech.most_output, self._most)
+        self._speech.untold |= self._untold
 
     @property
     def translated_to(self) -> str:

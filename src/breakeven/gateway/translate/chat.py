@@ -18,8 +18,8 @@ from breakeven.gateway.translate.said import (
 from breakeven.wire.message import error_body
 from breakeven.wire.sse import DONE, event
 
-USUAL_MAX_TOKENS = 4096
-"""Anthropic's API wants a limit, chat's does not: as much as Anthropic's smallest models write at most."""
+USUAL_MAX_TOKENS = 32_000
+"""Anthropic's API wants a limit, chat's does not: what Claude Opus 4 writes at most, the least of those since 2025."""
 _SAME = ("top_p", "top_k", "stream")
 _HINTS = (
     "seed", "verbosity", "service_tier", "store", "metadata", "prompt_cache_key", "safety_identifier",
@@ -35,6 +35,7 @@ _READ = frozenset(
         "n", "tools", "tool_choice", "parallel_tool_calls", "user", "response_format", "modalities", "stream_options",
     )
 )  # fmt: skip
+_CACHED = "cache_control"
 _CHOICES = {"auto": "auto", "required": "any", "none": "none"}
 _ENDS = {"stop": "stop", "length": "length", "calls": "tool_calls", "filter": "content_filter"}
 
@@ -42,6 +43,7 @@ _ENDS = {"stop": "stop", "length": "length", "calls": "tool_calls", "filter": "c
 def chat_to_messages(asked: Json, left: list[str]) -> Json:
     """The same as a request for one of Anthropic's messages; `left` gets the names of what is left out.
 
+    Without `max_tokens` where it names no limit: which one is put in is the backend's affair (`table.Turned.fields`).
     Raises CannotTranslateError.
     """
     for name in _REFUSED:
@@ -59,7 +61,8 @@ def chat_to_messages(asked: Json, left: list[str]) -> Json:
     made |= {name: asked[name] for name in _SAME if asked.get(name) is not None}
     most = asked.get("max_completion_tokens")
     most = asked.get("max_tokens") if most is None else most
-    made["max_tokens"] = USUAL_MAX_TOKENS if most is None else most
+    if most is not None:
+        made["max_tokens"] = most
     warm = asked.get("temperature")
     if warm is not None:
         if isinstance(warm, int | float) and warm > 1:
@@ -94,7 +97,7 @@ def _tools(asked: Json, made: Json) -> None:
         function = as_object(given.get("function"), f"tools.{at}.function")
         one: Json = {"name": function.get("name"), "input_schema": function.get("parameters") or {"type": "object"}}
         one |= {name: function[name] for name in ("description", "strict") if function.get(name) is not None}
-        found.append(one)
+        found.append(one | _kept(given if given.get(_CACHED) else function))
     if not found:
         return
     made["tools"] = found
@@ -123,7 +126,8 @@ def _turns(messages: object) -> tuple[list[Json], list[Json]]:
         if role in ("system", "developer"):
             system.extend(_shown(content, f"{place}.content"))
         elif role == "user":
-            made.append({"role": "user", "content": _shown(content, f"{place}.content")})
+            if blocks := _shown(content, f"{place}.content"):
+                made.append({"role": "user", "content": blocks})
         elif role == "assistant":
             blocks = [*_shown(content or "", f"{place}.content"), *_calls(given.get("tool_calls") or [], place)]
             if isinstance(refusal := given.get("refusal"), str) and refusal:
@@ -166,17 +170,23 @@ def _shown(content: object, place: str) -> list[Json]:
         given = as_object(part, f"{place}.{at}")
         kind = given.get("type")
         if kind == "text":
-            made.append({"type": "text", "text": given.get("text")})
+            if given.get("text") != "":
+                made.append({"type": "text", "text": given.get("text"), **_kept(given)})
         elif kind == "image_url":
             address = as_object(given.get("image_url"), f"{place}.{at}.image_url").get("url")
-            made.append({"type": "image", "source": _source(address, f"{place}.{at}.image_url.url")})
+            made.append({"type": "image", "source": _source(address, f"{place}.{at}.image_url.url"), **_kept(given)})
         elif kind == "file" and isinstance(file := given.get("file"), dict) and file.get("file_data"):
             source = _source(file["file_data"], f"{place}.{at}.file.file_data")
             title = {"title": file["filename"]} if file.get("filename") else {}
-            made.append({"type": "document", "source": source, **title})
+            made.append({"type": "document", "source": source, **title, **_kept(given)})
         else:
             raise CannotTranslateError(f"{place}.{at}.type{shown(kind)}")
     return made
+
+
+def _kept(given: Json) -> Json:
+    """Where Anthropic's API is to keep a prompt: clients that know it (LiteLLM, OpenRouter's) say so in chats too."""
+    return {_CACHED: given[_CACHED]} if given.get(_CACHED) else {}
 
 
 def _source(address: object, place: str) -> Json:

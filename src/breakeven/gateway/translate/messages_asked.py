@@ -6,6 +6,9 @@ are left out, and named; what has no counterpart is refused by its name. docs/tr
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from breakeven.gateway.translate.said import CannotTranslateError, Json, encode, shown
 
 _SAME = ("temperature", "top_p", "top_k", "stream")
@@ -30,6 +33,12 @@ _READ = frozenset(
 _SEARCHES = ("web_search_", "web_fetch_")
 """Tools that the provider runs itself: offered, not demanded, so a backend without them does as one that needs none."""
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+_BILLED = "x-anthropic-billing-header"
+_BILLING = re.compile(rf"{_BILLED}:(?:[ \t]*[\w-]+=[^;\n]*(?:;|(?=\n|\Z)))*\s*")
+"""What Claude Code is billed by stands before its system texts, as a header's pairs; `cch` of them is never the same.
+
+https://github.com/ggml-org/llama.cpp/pull/21793
+"""
 
 
 def messages_to_chat(asked: Json, left: list[str]) -> Json:
@@ -42,7 +51,8 @@ def messages_to_chat(asked: Json, left: list[str]) -> Json:
             raise CannotTranslateError(name)
     left.extend(name for name in _HINTS if asked.get(name))
     made: Json = {name: asked[name] for name in asked if name not in _READ}
-    made["messages"] = [*_system(asked.get("system")), *_turns(asked.get("messages"))]
+    system = _system(_unbilled(asked.get("system"), left))
+    made["messages"] = in_order([*system, *_turns(asked.get("messages"), left)])
     made |= {name: asked[name] for name in _SAME if asked.get(name) is not None}
     if asked.get("max_tokens") is not None:
         made["max_tokens"] = asked["max_tokens"]
@@ -118,7 +128,27 @@ def _system(system: object) -> list[Json]:
     return [{"role": "system", "content": "\n\n".join(texts)}]
 
 
-def _turns(messages: object) -> list[Json]:
+def _unbilled(system: object, left: list[str]) -> object:
+    """System texts without what changes with each request, and would spoil an engine's cache of all that follows it."""
+    if isinstance(system, str):
+        header = _BILLING.match(system)
+        if header is None:
+            return system
+        left.append(_BILLED)
+        return system[header.end() :]
+    if not isinstance(system, list):
+        return system
+    kept: list[object] = []
+    for block in system:
+        if isinstance(block, dict) and isinstance(text := block.get("text"), str) and text.startswith(_BILLED):
+            if not (rest := _unbilled(text, left)):
+                continue
+            block = {**block, "text": rest}
+        kept.append(block)
+    return kept
+
+
+def _turns(messages: object, left: list[str]) -> list[Json]:
     made: list[Json] = []
     for at, turn in enumerate(as_list(messages, "messages")):
         place = f"messages.{at}"
@@ -126,6 +156,8 @@ def _turns(messages: object) -> list[Json]:
         role, content = given.get("role"), given.get("content")
         if role not in ("user", "assistant", "system"):
             raise CannotTranslateError(f"{place}.role{shown(role)}")
+        if role == "system":
+            content = _unbilled(content, left)
         if isinstance(content, str):
             made.append({"role": role, "content": content})
             continue
@@ -229,6 +261,62 @@ def _said_before(blocks: list[object], place: str) -> Json:
     if not texts and not calls:
         made["content"] = ""
     return made
+
+
+def in_order(turns: list[Json]) -> list[Json]:
+    """A chat's system texts where all templates take them: in one message, at the beginning.
+
+    What comes later goes into the message beside it, so that the prompt begins as it did a turn ago and an engine's
+    cache of it holds: never between calls and their results, and never as a turn behind results, at which templates
+    forget what was thought before. vLLM does the same: vllm/entrypoints/anthropic/inline_system.py.
+    """
+    at, first = 0, list[str]()
+    while at < len(turns) and (text := _system_text(turns[at])) is not None:
+        first.append(text)
+        at += 1
+    made: list[Json] = [{"role": "system", "content": "\n\n".join(filter(None, first))}] if any(first) else []
+    held = ""
+    for turn in turns[at:]:
+        text = _system_text(turn)
+        if text is None:
+            if held and turn["role"] in ("user", "tool"):
+                turn = {**turn, "content": _beside(turn["content"], held, behind=turn["role"] == "tool")}
+            elif held:
+                made.append({"role": "user", "content": held})
+            held = ""
+            made.append(turn)
+        elif text:
+            # In the words in which Claude Code wrapped such texts while they stood within the user's.
+            held = _beside(held, f"<system-reminder>\n{text}\n</system-reminder>")
+            if made and made[-1]["role"] in ("user", "tool"):
+                made[-1] = {**made[-1], "content": _beside(made[-1]["content"], held)}
+                held = ""
+    return [*made, {"role": "user", "content": held}] if held else made
+
+
+def _system_text(turn: Json) -> str | None:
+    """Of a turn that is nothing but system text."""
+    if turn["role"] != "system":
+        return None
+    content = turn["content"]
+    if isinstance(content, str):
+        return content
+    texts = [part["text"] for part in content if part["type"] == "text"]
+    return "\n\n".join(texts) if len(texts) == len(content) else None
+
+
+def _beside(content: Any, text: str, *, behind: bool = True) -> Any:
+    """A content, text or parts, with a text; in one with the text that it meets, as some templates join parts bare."""
+    if isinstance(content, list) and content:
+        at = len(content) - 1 if behind else 0
+        if content[at]["type"] == "text":
+            whole = {**content[at], "text": _beside(content[at]["text"], text, behind=behind)}
+            return [*content[:at], whole, *content[at + 1 :]]
+        part = {"type": "text", "text": text}
+        return [*content, part] if behind else [part, *content]
+    if not content:
+        return text
+    return f"{content}\n\n{text}" if behind else f"{text}\n\n{content}"
 
 
 def flat(parts: list[Json]) -> str | list[Json]:

@@ -6,10 +6,11 @@ and so are tools that it would have to run, but for searches that are only offer
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from breakeven.gateway.translate.messages_asked import as_list, as_object, flat
+from breakeven.gateway.translate.messages_asked import as_list, as_object, flat, in_order
 from breakeven.gateway.translate.said import CannotTranslateError, Json, encode, shown
 
 _SAME = (
@@ -27,7 +28,10 @@ _READ = frozenset(
 _SEARCHES = ("web_search", "web_search_preview")
 _CUSTOM = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
 """Of a custom tool, whose input is a text and no JSON: a function with that text for its one argument."""
-_LEFT_INCLUDES = ("reasoning.encrypted_content",)
+_ENCRYPTED = "reasoning.encrypted_content"
+_SOURCES = "web_search_call.action.sources"
+"""Of a search that is left out itself."""
+_SEAL = "breakeven."
 
 
 def responses_to_chat(asked: Json, left: list[str]) -> Json:
@@ -41,8 +45,10 @@ def responses_to_chat(asked: Json, left: list[str]) -> Json:
     if asked.get("top_logprobs"):
         raise CannotTranslateError("top_logprobs")
     for wanted in as_list(asked.get("include") or [], "include"):
-        if wanted not in _LEFT_INCLUDES:
-            raise CannotTranslateError(f"include{shown(wanted)}")  # logprobs, sources, outputs of tools
+        if wanted == _SOURCES:
+            left.append(f"include.{_SOURCES}")
+        elif wanted != _ENCRYPTED:
+            raise CannotTranslateError(f"include{shown(wanted)}")  # logprobs, outputs of tools
     # "disabled" is what happens anyway, and nothing is stored: the answer says `"store": false`.
     left.extend(name for name in _HINTS if asked.get(name) not in (None, {}, "disabled"))
     made: Json = {name: asked[name] for name in asked if name not in _READ}
@@ -201,7 +207,7 @@ def _messages(instructions: object, given: object) -> list[Json]:
     for turn in made:
         if turn["content"] is None and not turn.get("tool_calls"):
             turn["content"] = ""
-    return _one_system(made)
+    return in_order(made)
 
 
 def _show(pictures: list[Json], made: list[Json]) -> list[Json]:
@@ -209,18 +215,6 @@ def _show(pictures: list[Json], made: list[Json]) -> list[Json]:
     if pictures:
         made.append({"role": "user", "content": pictures})
     return []
-
-
-def _one_system(made: list[Json]) -> list[Json]:
-    """Many templates take one system message, at the beginning: those that stand there become one."""
-    first: list[str] = []
-    while len(first) < len(made) and made[len(first)]["role"] == "system":
-        content = made[len(first)]["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if any(part["type"] != "text" for part in parts):
-            break
-        first.append("\n\n".join(part["text"] for part in parts))
-    return [{"role": "system", "content": "\n\n".join(first)}, *made[len(first) :]] if first else made
 
 
 def _item(item: Json, place: str, made: list[Json]) -> None:
@@ -242,15 +236,38 @@ def _item(item: Json, place: str, made: list[Json]) -> None:
         turn = _open_turn(made)
         turn.setdefault("tool_calls", []).append({"id": item.get("call_id"), "type": "function", "function": function})
     elif kind == "reasoning":
-        # A summary is none, and what is encrypted can be read by its maker alone.
+        # A summary is none; what a client keeps without its texts (Codex) comes back sealed.
         thoughts = as_list(item.get("content") or [], f"{place}.content")
         texts = [str(one.get("text") or "") for one in thoughts if isinstance(one, dict)]
+        if not any(texts):
+            texts = [unsealed(item.get("encrypted_content"))]
         if any(texts):
             turn = _open_turn(made)
             before = turn.get("reasoning_content")
             turn["reasoning_content"] = "\n".join([*([before] if before else []), *texts])
     else:
         raise CannotTranslateError(f"{place}.type{shown(kind)}")
+
+
+def seals(asked: Json) -> bool:
+    """Whether thoughts go out sealed as well: Codex keeps the history, and returns of it what it cannot read alone."""
+    include = asked.get("include")
+    return asked.get("store") is False or (isinstance(include, list) and _ENCRYPTED in include)
+
+
+def sealed(text: str) -> str:
+    """Thoughts as an `encrypted_content` that is none: no secret is made of what its client may read beside it."""
+    return _SEAL + b64encode(text.encode()).decode()
+
+
+def unsealed(given: object) -> str:
+    """The thoughts in what `sealed` made; empty for what others encrypted, which can be read by its maker alone."""
+    if not isinstance(given, str) or not given.startswith(_SEAL):
+        return ""
+    try:
+        return b64decode(given.removeprefix(_SEAL), validate=True).decode()
+    except ValueError:
+        return ""
 
 
 def _open_turn(made: list[Json]) -> Json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from breakeven.gateway.translate.responses_asked import ResponseTool, tools_by_name
+from breakeven.gateway.translate.responses_asked import ResponseTool, sealed, seals, tools_by_name
 from breakeven.gateway.translate.said import (
     UNREADABLE,
     AnswerFacts,
@@ -28,12 +28,16 @@ _IDS = {"thought": "rs", "text": "msg", "refusal": "msg", "call": "fc"}
 
 
 class _Item:
-    """One item of the output while it grows, by `pieces` of its text. `shown`: its beginning was told."""
+    """One item of the output while it grows, by `pieces` of its text. `shown`: its beginning was told.
 
-    __slots__ = ("at", "done", "id", "part", "pieces", "shown", "tool")
+    `seals`: thoughts are told a second time as what their client returns.
+    """
 
-    def __init__(self, part: AnswerPart, at: int, ident: str, tool: ResponseTool | None) -> None:
+    __slots__ = ("at", "done", "id", "part", "pieces", "seals", "shown", "tool")
+
+    def __init__(self, part: AnswerPart, at: int, ident: str, tool: ResponseTool | None, *, seals: bool) -> None:
         self.part, self.at, self.tool = AnswerPart(part.kind, "", part.id, part.name, part.at), at, tool
+        self.seals = seals
         self.id = f"{'ctc' if self.custom else _IDS[part.kind]}_{ident}_{at}"
         self.pieces: list[str] = []
         self.shown = self.done = False
@@ -69,10 +73,15 @@ class _Item:
                 call["namespace"] = self.tool.namespace
             if self.custom:
                 return {"type": "custom_tool_call", **call, "input": custom_input(self.text)}
-            return {"type": "function_call", **call, "arguments": self.text}
+            # Of a tool that takes nothing a model may write nothing; a client reads JSON.
+            nothing = "{}" if status == "completed" else ""
+            return {"type": "function_call", **call, "arguments": self.text or nothing}
         content = [self.content()] if self.pieces else []
         if part.kind == "thought":
-            return {"type": "reasoning", "id": self.id, "summary": [], "content": content, "status": status}
+            thought: Json = {"type": "reasoning", "id": self.id, "summary": [], "content": content, "status": status}
+            if self.seals and status != "in_progress" and (text := self.text):
+                thought["encrypted_content"] = sealed(text)
+            return thought
         return {"type": "message", "id": self.id, "role": "assistant", "status": status, "content": content}
 
 
@@ -82,6 +91,7 @@ class ResponseWriter:
     def __init__(self, asked: Json, facts: AnswerFacts) -> None:
         self._asked, self._facts = asked, facts
         self._tools = tools_by_name(asked)
+        self._seals = seals(asked)
         self._items: list[_Item] = []
         self._ident = facts.ident
         self._said = AnswerSaid()
@@ -91,9 +101,7 @@ class ResponseWriter:
         """In one piece."""
         self._name(said)
         for part in said.parts:
-            item = _Item(part, len(self._items), self._ident, self._tool(part))
-            item.pieces = [part.text]
-            self._items.append(item)
+            self._added(part).pieces = [part.text]
         return self._response(said, counts)
 
     def begin(self, said: AnswerSaid) -> bytes:
@@ -160,7 +168,10 @@ class ResponseWriter:
                 return item
             if part.kind != "call" and same.kind != "call":
                 break
-        item = _Item(part, len(self._items), self._ident, self._tool(part))
+        return self._added(part)
+
+    def _added(self, part: AnswerPart) -> _Item:
+        item = _Item(part, len(self._items), self._ident, self._tool(part), seals=self._seals)
         self._items.append(item)
         return item
 
@@ -200,7 +211,10 @@ class ResponseWriter:
             out.append(self._event("response.custom_tool_call_input.delta", {**place, "delta": given}))
             out.append(self._event("response.custom_tool_call_input.done", {**place, "input": given}))
         else:
-            told = {**place, "name": item.name, "arguments": text}
+            arguments = item.item(status)["arguments"]
+            if arguments != text:
+                out.append(self._delta(item, arguments))
+            told = {**place, "name": item.name, "arguments": arguments}
             out.append(self._event("response.function_call_arguments.done", told))
         done = {"output_index": item.at, "item": item.item(status)}
         out.append(self._event("response.output_item.done", done))

@@ -68,8 +68,22 @@ class AnswerPart(msgspec.Struct, gc=False):
     at: int = 0
 
 
+class StreamedCall(msgspec.Struct):
+    """The latest call on one index of a stream. `next`: the id of another one that may begin."""
+
+    at: int
+    id: str
+    name: str
+    pieces: list[str] = msgspec.field(default_factory=list)
+    next: str = ""
+
+
 class AnswerSaid(msgspec.Struct):
-    """One answer. `finish`: stop, length, calls or filter, empty while it goes on. `stop`: the sequence that did it."""
+    """One answer. `finish`: stop, length, calls or filter, empty while it goes on. `stop`: the sequence that did it.
+
+    Of a stream only: `calls` by their index at the backend, and how many have `begun`; `given`: what calls brought at
+    their beginning, by block, until it is known whether that is all.
+    """
 
     parts: list[AnswerPart] = msgspec.field(default_factory=list)
     finish: str = ""
@@ -77,6 +91,9 @@ class AnswerSaid(msgspec.Struct):
     ident: str = ""
     model: str = ""
     created: int = 0
+    calls: dict[int, StreamedCall] = msgspec.field(default_factory=dict)
+    begun: int = 0
+    given: dict[int, Any] = msgspec.field(default_factory=dict)
 
 
 class Writer(Protocol):
@@ -128,6 +145,9 @@ def chat_event(data: bytes, said: AnswerSaid) -> list[AnswerPart]:
         return []
     delta = choice.get("delta") or choice.get("message")
     parts = _parts(delta) if isinstance(delta, dict) else []
+    for part in parts:
+        if part.kind == "call":
+            _tell_apart(part, said)
     _finish(choice, said)
     return parts
 
@@ -153,12 +173,20 @@ def message_event(data: bytes, said: AnswerSaid) -> list[AnswerPart]:
     if kind == "message_start" and isinstance(message := event.get("message"), dict):
         _facts(message, said)
     elif kind == "content_block_start":
-        part = _block(event.get("content_block"), at, whole=False)
+        block = event.get("content_block")
+        part = _block(block, at, whole=False)
+        if part is not None and part.kind == "call":
+            said.given[at] = block.get("input") or {}
         return [] if part is None or (part.kind != "call" and not part.text) else [part]
     elif kind == "content_block_delta" and isinstance(delta := event.get("delta"), dict):
         for name, brings in (("text", "text"), ("thinking", "thought"), ("partial_json", "call")):
             if isinstance(text := delta.get(name), str) and text:
+                if brings == "call":
+                    said.given.pop(at, None)
                 return [AnswerPart(brings, text, at=at)]  # type: ignore[arg-type]  # three of the four kinds
+    elif kind == "content_block_stop" and (given := said.given.pop(at, None)) is not None:
+        # No piece came: of a tool that takes nothing, or of a server (Kimi's) that says all of it at the beginning.
+        return [AnswerPart("call", encode(given).decode(), at=at)]
     elif kind == "message_delta" and isinstance(delta := event.get("delta"), dict):
         _stopped(delta, said)
     return []
@@ -311,6 +339,40 @@ def _parts(message: Json) -> list[AnswerPart]:
             at = at if isinstance(at, int) else place
             found.append(AnswerPart("call", text, str(call.get("id") or ""), str(function.get("name") or ""), at))
     return found
+
+
+def _tell_apart(part: AnswerPart, said: AnswerSaid) -> None:
+    """Number a piece of a call anew: some servers give all that are made at once one index, or none.
+
+    Another call begins under a new id with another name, or with the same one where the arguments so far are whole. An
+    id alone says little: vLLM has made one up for each piece (https://github.com/vllm-project/vllm/pull/23522).
+    """
+    call = said.calls.get(part.at)
+    begins = call is None
+    if call is not None and part.name and (part.id != call.id if part.id else not call.id):
+        whole = _is_whole(call.pieces)
+        begins = bool(part.id and call.name and part.name != call.name) or (whole and bool(part.text.strip()))
+        if whole and not begins:
+            call.next = part.id  # another one, if arguments follow
+    elif call is not None and call.next and part.text.strip():
+        part.id, part.name, begins = call.next, call.name, True
+    if call is None or begins:
+        call = said.calls[part.at] = StreamedCall(said.begun, part.id, part.name)
+        said.begun += 1
+    call.id, call.name = call.id or part.id, call.name or part.name
+    if part.text:
+        call.pieces.append(part.text)
+    part.at = call.at
+
+
+def _is_whole(pieces: list[str]) -> bool:
+    """Whether arguments are an object that has ended."""
+    if not pieces or not pieces[-1].rstrip().endswith("}"):
+        return False
+    try:
+        return isinstance(decode("".join(pieces)), dict)
+    except UNREADABLE:
+        return False
 
 
 def _block(block: Any, at: int, *, whole: bool) -> AnswerPart | None:

@@ -3,6 +3,7 @@
     way_to(endpoint, serves)            the backend's endpoint for a client's; None: it cannot be asked
     Turned(endpoint, way, fields)       the request in the words of `way`, and whoever writes the answers
     TurnedTap(tap, turned, facts)       bytes of the backend in, bytes for the client out, counted in between
+    failed_stream(endpoint, ...)        an error for a client whose stream has begun with signs of life alone
 
 Chat completions stand in the middle: a request goes to them and, for a backend that has messages alone, on from there.
 A new API is one entry in each of the four tables.
@@ -18,7 +19,7 @@ import msgspec
 from breakeven.gateway.serve.opening import error_status
 from breakeven.gateway.serve.tap import StreamTap, Tap
 from breakeven.gateway.serve.usage import Counted
-from breakeven.gateway.translate.chat import ChatWriter, chat_to_messages
+from breakeven.gateway.translate.chat import USUAL_MAX_TOKENS, ChatWriter, chat_to_messages
 from breakeven.gateway.translate.messages_asked import messages_to_chat
 from breakeven.gateway.translate.messages_told import MessageWriter
 from breakeven.gateway.translate.responses_asked import responses_to_chat
@@ -30,6 +31,7 @@ from breakeven.gateway.translate.said import (
     RESPONSES,
     UNREADABLE,
     AnswerFacts,
+    AnswerSaid,
     CannotTranslateError,
     Counts,
     Json,
@@ -40,6 +42,7 @@ from breakeven.gateway.translate.said import (
 )
 from breakeven.wire.meaning import body_kind, error_text
 from breakeven.wire.message import Headers, error_body
+from breakeven.wire.sse import event
 
 Fields = dict[str, msgspec.Raw]
 Asks = Callable[[Json, list[str]], Json]
@@ -54,6 +57,11 @@ HEADERS: dict[str, Headers] = {MESSAGES: [(b"anthropic-version", b"2023-06-01")]
 """What a backend of this API wants to be told with each request."""
 WAYS = {CHAT: (MESSAGES,), MESSAGES: (CHAT,), RESPONSES: (CHAT, MESSAGES)}
 """By which APIs a client's may be served, the better one first."""
+THOUGHTS = ("reasoning_content", "reasoning")
+"""What chat servers call an assistant's earlier thoughts: llama.cpp, SGLang and DeepSeek by the first name, vLLM (0.32)
+and Cerebras by the second. Most pass over what they do not know; who refuses it is asked again without."""
+_MOST_TOLD = 2000
+"""Characters of a backend's error that a client gets."""
 
 
 def way_to(endpoint: str, serves: Collection[str]) -> str | None:
@@ -64,9 +72,12 @@ def way_to(endpoint: str, serves: Collection[str]) -> str | None:
 
 
 class Turned:
-    """A request in the words of another API. `left`: names of what had to be left out, for the client to hear."""
+    """A request in the words of another API. `left`: names of what had to be left out, for the client to hear.
 
-    __slots__ = ("_asked", "_made", "endpoint", "left", "way")
+    `thinks`: earlier thoughts stand in it. `unlimited`: it says not how long its answer may be, and `way` wants that.
+    """
+
+    __slots__ = ("_asked", "_made", "_turns", "endpoint", "left", "thinks", "unlimited", "way")
 
     def __init__(self, endpoint: str, way: str, fields: Fields) -> None:
         """Raises CannotTranslateError, which names what the other API has no words for."""
@@ -82,6 +93,13 @@ class Turned:
                 made = FROM_CHAT[way](made, left)
             elif self._asked.get("stream"):
                 made["stream_options"] = {"include_usage": True}
+            first, other = THOUGHTS
+            thinking = [turn for turn in made["messages"] if first in turn] if way == CHAT else []
+            for turn in thinking:
+                turn[other] = turn[first]
+            self._turns: list[Json] = made["messages"] if thinking else []
+            self.thinks = bool(thinking)
+            self.unlimited = way == MESSAGES and "max_tokens" not in made
             # Here, before a place is taken: what is as deep as can be read may be too deep to be written.
             self._made: Fields = {name: msgspec.Raw(encode(value)) for name, value in made.items()}
         except (*UNREADABLE, TypeError, ValueError, LookupError, AttributeError):
@@ -89,9 +107,20 @@ class Turned:
             raise CannotTranslateError("a field of a type that it cannot have") from None
         self.left = tuple(dict.fromkeys(left))
 
-    def fields(self, served_model: msgspec.Raw) -> Fields:
-        """Of the body for a backend that calls the model so."""
-        return {"model": served_model, **self._made}
+    def fields(
+        self, served_model: msgspec.Raw, most_output: int = USUAL_MAX_TOKENS, untold: Collection[str] = ()
+    ) -> Fields:
+        """Of the body for a backend that calls the model so.
+
+        `most_output`: tokens of an answer, where the client says nothing. `untold`: of `THOUGHTS`, which it refuses.
+        """
+        made: Fields = {"model": served_model, **self._made}
+        if self.unlimited:
+            made["max_tokens"] = msgspec.Raw(b"%d" % most_output)
+        if self.thinks and untold:
+            turns = [{name: turn[name] for name in turn if name not in untold} for turn in self._turns]
+            made["messages"] = msgspec.Raw(encode(turns))
+        return made
 
     def headers(self, given: Headers) -> Headers:
         """Those that its API wants beside the client's."""
@@ -102,6 +131,24 @@ class Turned:
     def writer(self, facts: AnswerFacts) -> Writer:
         """For one answer."""
         return WRITERS[self.endpoint](self._asked, facts)
+
+
+def failed_stream(endpoint: str, ident: str, message: str, body: bytes) -> bytes:
+    """An error for a client whose stream has a head and nothing else, as its SDKs read it; `body`: the same as JSON."""
+    made = WRITERS.get(endpoint)
+    if made is None or endpoint == CHAT:
+        return event(b" ".join(body.split()))
+    writer = made({}, AnswerFacts(ident, int(time.time()), 0))
+    # Of a response its clients want to hear first that it was made.
+    begun = writer.begin(AnswerSaid()) if endpoint == RESPONSES else b""
+    return begun + writer.fail(message)
+
+
+def within_stream(endpoint: str, ident: str, status: int, body: bytes) -> bytes:
+    """A whole body for such a client: an error as it reads one there, anything else as one event."""
+    if status >= 400 or body_kind(body) == "error":
+        return failed_stream(endpoint, ident, error_text(body, _MOST_TOLD), body)
+    return event(b" ".join(body.split()))
 
 
 def turned_tap(tap: Tap, turned: Turned, ident: str, prompt: int, status: int) -> TurnedTap:
@@ -180,10 +227,20 @@ class TurnedTap:
         body, self._held = b"".join(self._held), []
         if self._status >= 400 or body_kind(body) == "error":
             status = self._status if self._status >= 400 else error_status(body)
-            return self._writer.error(status, error_text(body))
+            same = self._turned.endpoint == RESPONSES and self._turned.way == CHAT and _is_openais(body)
+            return body if same else self._writer.error(status, error_text(body, _MOST_TOLD))
         try:
             said = READERS[self._turned.way].whole(body)
             return encode(self._writer.whole(said, counts))
         except CannotTranslateError as error:
             self._failure = error_body(500, f"the answer cannot be translated: {error}")
             return self._writer.error(502, f"the answer cannot be translated: {error}")
+
+
+def _is_openais(error: bytes) -> bool:
+    """Whether it has OpenAI's form, which chat completions and responses share, with a code, a type, a parameter."""
+    try:
+        told = decode(error)
+    except UNREADABLE:
+        return False
+    return isinstance(told, dict) and isinstance(told.get("error"), dict)
