@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.answer.flips import along, growth_flip
+from breakeven.answer.flips import along, growth_flip, precision_flips
 from breakeven.answer.mixes import MixPart, best_mix
 from breakeven.answer.next import calibration_of, narrowest
 from breakeven.answer.regions import handovers_of, regions_of, winner_at
@@ -126,6 +127,37 @@ def test_a_load_nobody_can_serve_has_no_winner() -> None:
     assert winner_at(worlds, 5.0) == (0, 1.0)
     assert winner_at(worlds, 500.0)[0] == -1
     assert regions_of(worlds)[-1].high_per_s == pytest.approx(10.0, rel=0.03)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_where_nobody_can_serve_nobody_takes_over(first: int) -> None:
+    pair = [replace(each, max_replicas=1) for each in (DENSE, MOE)]
+    handovers = handovers_of(worlds_of([pair[first], pair[1 - first]], RATES, 0))
+    assert [(each.from_, each.to) for each in handovers] == [("dense", "moe")]
+    assert growth_flip(handovers, 15.0, 1.0) is None
+
+
+def test_no_flip_leads_to_where_nobody_can_serve() -> None:
+    few = replace(DENSE, max_replicas=1)
+    worlds = [
+        worlds_of([few, contender("moe", "moe", 2.0, exact(capacity), max_replicas=1)], np.array([20.0]), 0)
+        for capacity in (30.0, 30.0, 2.0)
+    ]
+    kinds = {"dense": "dense", "moe": "MoE"}
+    assert along("context", "tokens", [1000.0, 2000.0, 4000.0], worlds, kinds) == []
+    assert precision_flips(["INT4", "FP8", "BF16"], worlds, kinds) == []
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_who_only_just_serves_does_not_lose_to_nobody(seed: int) -> None:
+    """In about half of the worlds nobody serves; whether that is a little more than half is the seed's business."""
+    doubt = Doubt("edge", "gpu", 0.2, 0.2)
+    edge = replace(contender("edge", "moe", 2.0, around(10.0, 0.3), doubt=doubt), only_just=True)
+    worlds = worlds_of([edge], RATES[:200], seed)
+    best, sure = winner_at(worlds, 1.0)
+    assert best == 0
+    assert 0.35 < sure < 0.65
+    assert [(region.winner, region.certain) for region in regions_of(worlds)] == [("edge", False)]
 
 
 def test_a_base_of_our_own_and_the_rest_by_the_token() -> None:

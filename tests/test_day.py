@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from breakeven.answer.day import day_of
+from breakeven.answer.day import busiest_text, day_of
 from breakeven.answer.decide import decide
 from breakeven.answer.study.load import read_study
 from breakeven.answer.study.plan import START_S, Scaling
@@ -198,3 +199,52 @@ def test_a_spreadsheet_s_mark_is_no_load_and_no_load_is_taken_for_a_head(tmp_pat
     (tmp_path / "sheet.xls").write_bytes(bytes(range(256)))
     with pytest.raises(UserError, match="it is no text"):
         read_study(study(tmp_path, "sheet.xls"))
+
+
+def test_worlds_in_which_nobody_carries_the_day_are_nobodys() -> None:
+    doubt = Doubt("edge", "gpu", 0.2, 0.2)
+    edge = replace(one("edge", Rented(usd_per_hour=1.0), 10.0), doubt=doubt, only_just=True)
+    day, here = day_of([edge], HOURS, 0)
+    assert here.winner == "edge"
+    assert 0.35 < here.sure < 0.65
+    assert any("of the cases" in each and "edge does not carry every hour" in each for each in day.sentences)
+    sure, _ = day_of([one("edge", Rented(usd_per_hour=1.0), 10.0)], HOURS, 0)
+    assert not any("does not carry" in each for each in sure.sentences)
+
+
+def test_an_hour_of_a_machine_that_runs_all_day_costs_what_its_requests_add() -> None:
+    own = Own(usd=0.0, life_years=1, usd_per_kwh=0.5, idle_w=100, busy_w=300)
+    day, _ = day_of([one("box", own, 100.0, power=Power(idle_w=100, busy_w=300))], HOURS, 0)
+    # Of 200 W above idle a fiftieth, and idle power in any case.
+    assert day.hours[0].usd == pytest.approx(0.2 / 50 * 0.5)
+    assert day.bills[0].usd_per_day.value == pytest.approx((24 * 0.1 + 744 / 100 * 0.2) * 0.5)
+
+
+def test_what_idle_hours_would_cost_elsewhere_is_no_negative_number() -> None:
+    own = Own(usd=0.0, life_years=1, usd_per_kwh=0.5, idle_w=100, busy_w=300, yearly_upkeep_usd=HOURS_PER_YEAR)
+    box = one("box", own, 100.0, power=Power(idle_w=100, busy_w=300), scale=Scaling(start_s=0.0))
+    moe = one("moe", Rented(usd_per_hour=3.0), 100.0, "moe", scale=Scaling(start_s=0.0))
+    day, here = day_of([box, moe], HOURS, 0)
+    assert here.winner == "box"
+    # Twelve hours of 3 dollars; of the box, which is there, 100 W and a fiftieth of 200 W.
+    times = 12 * 3.0 / (12 * (0.1 + 0.2 / 50) * 0.5)
+    assert any(f"moe would cost {times:.2g} times as much in these" in each for each in day.sentences)
+
+
+@pytest.mark.parametrize(("hours", "called"), [(24, "day"), (30, "30 hours"), (168, "week")])
+def test_a_recorded_time_is_called_what_it_is(hours: int, called: str) -> None:
+    day, _ = day_of([one("a", Rented(usd_per_hour=1.0), 10.0)], [2.0] * hours, 0)
+    assert day.sentences[0].startswith(f"Over the {called} a alone is cheapest")
+    assert busiest_text([2.0] * hours) == f"2 requests/s over the {called}, 2 requests/s in its busiest hour"
+
+
+@pytest.mark.parametrize(("budget", "winner"), [(100, "a"), (10, None)])
+def test_the_budget_is_held_against_the_bill_of_the_day(tmp_path: Path, budget: int, winner: str | None) -> None:
+    """One hour of 0.60 a day is 18 a month, though the busiest hour all month long would be 438."""
+    path = study(tmp_path, str([0] * 23 + [1]))
+    scaled = path.read_text(encoding="utf-8").replace("price:", "scale: {least: 0, start: 0s}, price:")
+    path.write_text(f"{scaled}budget_usd_per_month: {budget}\n", encoding="utf-8")
+    found = decide(read_study(path))
+    assert found.verdict.winner == winner
+    (one_of,) = found.candidates
+    assert one_of.ruled_out == ([] if winner else ["costs $18 a month; the budget is $10"])

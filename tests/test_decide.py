@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from breakeven.answer.decide import decide
+from breakeven.answer.decide import _capacity_of, decide
+from breakeven.answer.evaluate import evaluate
 from breakeven.answer.regions import Standing
 from breakeven.answer.study.load import read_study
 from breakeven.answer.words import verdict_of
@@ -26,7 +27,7 @@ from breakeven.results.load import CapacityStudy, Limit, LoadModel, Trial
 from breakeven.results.store import write
 from breakeven.stats.estimate import Estimate, measured
 from breakeven.stats.percentiles import Share
-from breakeven.traffic.workload import Arrivals, Slo, Workload
+from breakeven.traffic.workload import Arrivals, Slo, Workload, slo_text
 
 HEAD = """
 name: a pair
@@ -182,7 +183,7 @@ def test_a_measured_capacity_stands_in_for_the_prediction(tmp_path: Path) -> Non
         machine=machine,
         model=LoadModel(name="dense", source="x", synthetic=True, moe=False, settings={"engine": "llama.cpp"}),
         workload=Workload(arrivals=Arrivals(process="poisson", rate_per_s=1.0)),
-        slo=Slo(ttft_s=3.0),
+        slo=Slo(ttft_s=3.0, tpot_s=0.1),
         target_share=0.95,
         confidence=0.95,
         rate=Limit(value=7.0, low=6.5, high=7.5, trials=trials, monotone=True, sentence="x"),
@@ -365,3 +366,97 @@ def test_too_little_ram_rules_out_with_the_number(tmp_path: Path) -> None:
     assert moe.memory_available_bytes < (24 + 0.9 * 32) * 2**30
     assert found.verdict.winner == "dense"
     assert any("of RAM beside the card" in why for why in found.verdict.because)
+
+
+SMALL_AND_BIG = """
+candidates:
+  - {name: small, model: llama-3.2-1b, machine: rtx-4090, format: Q4_K_M, price: {rented: {usd_per_hour: 0.5}}}
+  - {name: big, model: olmoe-1b-7b, machine: rtx-4090, format: Q4_K_M, price: {rented: {usd_per_hour: 2}}}
+"""
+PARTS = "parts: [{name: easy, share: 80%}, {name: hard, share: 20%, candidates: [WHO]}]\n"
+
+
+def test_who_may_not_serve_every_part_does_not_serve_all_of_it(tmp_path: Path) -> None:
+    found = decide(read_study(study(tmp_path, HEAD + PARTS.replace("WHO", "big") + SMALL_AND_BIG)))
+    # Both together cost more than the large one alone, and the small one alone may not.
+    assert found.verdict.winner == "big"
+    assert {region.winner for region in found.regions} == {"big"}
+    assert "small may not serve the part 'hard', so not all of it alone." in found.verdict.because
+
+
+def test_a_part_that_is_left_to_nobody_is_named(tmp_path: Path) -> None:
+    text = HEAD + PARTS.replace("WHO", "huge") + SMALL_AND_BIG + HUGE
+    verdict = decide(read_study(study(tmp_path, text))).verdict
+    assert (verdict.outcome, verdict.winner) == ("none", None)
+    assert verdict.because[0].startswith("huge ")
+    assert "Nobody is left who may serve the part 'hard'." in verdict.because
+
+
+def test_parts_bind_over_a_day_too(tmp_path: Path) -> None:
+    head = HEAD.replace("rate: 0.2/s,", f"day: {[0.2] * 24},")
+    whole = decide(read_study(study(tmp_path, head + PARTS.replace("WHO", "big") + SMALL_AND_BIG)))
+    assert whole.day is not None
+    assert [bill.candidate for bill in whole.day.bills] == ["big"]
+    assert any("a split of the parts costs over the hours is not computed" in why for why in whole.verdict.because)
+    parts = "parts: [{name: easy, share: 80%, candidates: [small]}, {name: hard, share: 20%, candidates: [big]}]\n"
+    apart = decide(read_study(study(tmp_path, head + parts + SMALL_AND_BIG)))
+    assert (apart.verdict.outcome, apart.day) == ("both", None)
+    assert apart.verdict.because[-1].startswith("This is of the busiest hour")
+
+
+def test_a_combination_beyond_the_budget_is_none(tmp_path: Path) -> None:
+    parts = "parts: [{name: easy, share: 80%, candidates: [small]}, {name: hard, share: 20%, candidates: [big]}]\n"
+    rich, poor = (
+        decide(read_study(study(tmp_path, f"{HEAD}budget_usd_per_month: {budget}\n{parts}{SMALL_AND_BIG}"))).verdict
+        for budget in (2000, 1500)
+    )
+    assert rich.outcome == "both"
+    assert poor.outcome == "none"
+    # 2.50 an hour.
+    assert any(why.startswith("The cheapest combination costs $1,826 a month; the budget") for why in poor.because)
+
+
+def test_where_the_faster_of_two_alike_is_beyond_the_budget_the_other_wins(tmp_path: Path) -> None:
+    """0.603 an hour are 440.49 a month, 0.6 are 438.30: within 1 % the faster one would be chosen."""
+    text = """
+candidates:
+  - {name: fast, model: llama-3.2-1b, machine: rtx-4090, format: Q4_K_M, price: {rented: {usd_per_hour: 0.603}}}
+  - {name: slow, model: llama-3.2-3b, machine: rtx-4090, format: Q8_0, price: {rented: {usd_per_hour: 0.6}}}
+"""
+    assert decide(read_study(study(tmp_path, HEAD + text))).verdict.winner == "fast"
+    found = decide(read_study(study(tmp_path, HEAD + "budget_usd_per_month: 439\n" + text)))
+    assert found.verdict.winner == "slow"
+    assert found.verdict.because[-1].endswith("as if there were no budget.")
+
+
+@pytest.mark.parametrize(("level", "kept"), [("e2e: 1s", False), ("ttft: 3s, itl: 50ms", False), ("e2e: 6s", True)])
+def test_a_hosted_model_keeps_every_term_or_is_ruled_out(tmp_path: Path, level: str, kept: bool) -> None:
+    head = HEAD.replace("ttft: 3s, tpot: 100ms", level)
+    # Fifty tokens at ten a second.
+    slow = HOSTED.replace("tokens_per_s: 200", "tokens_per_s: 10")
+    verdict = decide(read_study(study(tmp_path, head + "candidates:" + slow))).verdict
+    assert verdict.outcome == ("api" if kept else "none")
+    assert kept or "its provider's own speed" in verdict.because[0]
+
+
+def test_a_hosted_model_is_judged_by_how_many_answers_are_short_enough(tmp_path: Path) -> None:
+    head = HEAD.replace("ttft: 3s, tpot: 100ms", "e2e: 5.8s").replace("output: 50", "output: uniform:1-100")
+    slow = HOSTED.replace("tokens_per_s: 200", "tokens_per_s: 10")
+    verdict = decide(read_study(study(tmp_path, head + "candidates:" + slow))).verdict
+    assert verdict.outcome == "none"
+    assert re.search(r"asked for: 5\d(\.\d)? % of the answers are in time, 95 % must be", verdict.because[0])
+
+
+def test_engines_on_one_machine_are_wrong_apart_and_are_measured_as_the_study_asks(tmp_path: Path) -> None:
+    text = PAIR.replace("format: Q4_K_M, price", "engine: vllm, format: BF16, kv: fp8, price", 1)
+    head = HEAD.replace("output: 50", '"output": "lognormal:50,30[4-200]"')
+    plan = read_study(study(tmp_path, head + text))
+    served, local = (evaluate(plan, candidate, None) for candidate in plan.candidates)
+    assert served.doubt is not None
+    assert local.doubt is not None
+    assert (served.doubt.machine, local.doubt.machine) == ("vllm on rtx-4090", "llama.cpp on rtx-4090")
+    options = f"--slo {slo_text(plan.slo)} --share 95% --prompt 200 --output 'lognormal:50,30[4-200]'    (on rtx-4090)"
+    assert _capacity_of(plan, served).command == (
+        f"breakeven capacity llama-3.2-1b:BF16 --engine vllm --kv fp8 {options}"
+    )
+    assert _capacity_of(plan, local).command == f"breakeven capacity olmoe-1b-7b:Q4_K_M --engine llama.cpp {options}"

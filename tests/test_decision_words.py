@@ -166,6 +166,12 @@ def test_large_loads_and_bills_are_written_out() -> None:
     assert usd_text(made.exact(14_400.0)) == "$14,400.00"
 
 
+def test_a_request_a_day_costs_more_than_nothing() -> None:
+    shown = [usd_text(made.exact(usd)) for usd in (0.5, 0.05, 0.005, 0.00042, 3.1e-7, 0.0)]
+    assert shown == ["$0.50", "$0.0500", "$0.0050", "$0.00042", "$0.00000031", "$0.00"]
+    assert usd_text(made.span(0.00042, 0.5)) == "$0.00042 ($0.00028 to $0.00063)"
+
+
 def test_a_list_left_out_wholly_is_named_once() -> None:
     console = Console(width=80)
     parts = listed_parts("Why", ["because"] * 60, most=50, rank=1)

@@ -17,7 +17,7 @@ from breakeven.answer.study.load import read_study
 from breakeven.cli.main import dispatch
 from breakeven.errors import UserError
 from breakeven.forecast.serving import unit_requests
-from breakeven.gateway.loop.run import decide_from_log, same_verdict, study_of_gateway
+from breakeven.gateway.loop.run import decide_from_log, same_verdict, study_of_gateway, study_on_log
 from breakeven.gateway.loop.traffic import counts, traffic_of, workload_of_log, write_trace
 from breakeven.gateway.plan.load import read_gateway
 from breakeven.gateway.seen.record import DecisionRecord
@@ -303,3 +303,27 @@ def test_a_gateway_file_is_compared_with_the_decision_beside_it(tmp_path: Path) 
     (tmp_path / "result.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match="is no decision"):
         decide_from_log(file, [log], tmp_path / "out")
+
+
+def test_an_invented_day_gives_way_to_the_hours_of_the_log(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY.replace("rate: 0.05/s", f"day: {[9.0] * 24}"), encoding="utf-8")
+    study = read_study(file)
+    assert study.hours_per_s == (9.0,) * 24
+    short = traffic_of(traffic(300, 2.0))
+    found = study_on_log(study, short, tmp_path / "traffic.csv")
+    assert (found.hours_per_s, found.load_per_s) == ((), short.rate_per_s)
+    records = traffic(600, 600 / (24 * 3600))
+    long = traffic_of(records)
+    found = study_on_log(study, long, tmp_path / "traffic.csv")
+    assert len(found.hours_per_s) == round(long.rows.span_s / 3600) >= 20
+    assert found.load_per_s == max(found.hours_per_s) > long.rate_per_s
+    told = decide_from_log(file, [write_log(tmp_path / "log", records)], tmp_path / "out")
+    assert told.decision.day is not None
+    came = f"{found.load_per_s:.3g} that came in the busiest hour"
+    assert f"at 9 requests/s in the busiest hour as planned and at the {came}" in told.sentence
+    # What an API would have cost is still the sum over the log, though the study's load is that of the busiest hour.
+    prompt, output = (sum(column.tolist()) for column in (long.rows.prompt, long.rows.output))
+    cheap = next(fleet for fleet in told.fleets if fleet.candidate == "cheap")
+    assert cheap.usd is not None
+    assert cheap.usd.value == pytest.approx((0.05 * prompt + 0.08 * output) / 1e6, rel=1e-6)

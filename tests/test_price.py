@@ -32,6 +32,7 @@ from breakeven.price.pricing import (
     idle_usd_per_hour,
     machine_usd_per_hour,
     power_of,
+    unpowered,
     usd_per_added_request,
 )
 from breakeven.price.staircase import LEAST_CAPACITY, FleetCurve, cost_points, in_proportion, per_solved, staircase
@@ -139,6 +140,26 @@ def test_power_of_the_building_and_of_a_machine_that_says_nothing() -> None:
     assert power_of(Rented(usd_per_hour=1), 100, 200) == Power(idle_w=100, busy_w=200)
     assert power_of(Rented(usd_per_hour=1)) is None
     assert power_of(Api(usd_per_mtok_input=1, usd_per_mtok_output=1), 100, 200) is None
+
+
+@pytest.mark.parametrize(
+    ("idle_w", "busy_w", "usd_per_kwh", "missing"),
+    [
+        (None, None, 0.3, "what it draws; give its idle and busy watts"),
+        (None, 300.0, 0.3, "what it draws when idle; give its idle watts"),
+        (60.0, None, 0.3, "what it draws when busy; give its busy watts"),
+        (60.0, 300.0, 0.3, None),
+        (None, None, 0.0, None),
+    ],
+)
+def test_electricity_that_nobody_can_bill_is_named(
+    idle_w: float | None, busy_w: float | None, usd_per_kwh: float, missing: str | None
+) -> None:
+    own = Own(usd=2000, life_years=4, usd_per_kwh=usd_per_kwh, idle_w=idle_w, busy_w=busy_w)
+    told = unpowered(own, power_of(own))
+    whole = f"its electricity is NOT in the bill: nobody says {missing} beside its price"
+    assert told == (None if missing is None else whole)
+    assert unpowered(Rented(usd_per_hour=1.0), None) is None
 
 
 def test_an_api_bills_tokens_and_cached_ones_less() -> None:

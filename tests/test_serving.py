@@ -25,14 +25,16 @@ from breakeven.forecast.serving import (
     prefill_share,
     replica_of,
     saturation_per_s,
+    traced_text,
     unit_requests,
 )
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.hardware.chips import Price
 from breakeven.model.catalogue import lookup
 from breakeven.price.sensitivity import speculative_speedup, tokens_per_step
-from breakeven.price.workload import hourly, replica_price
+from breakeven.price.workload import hourly, priced_traffic, replica_price
 from breakeven.results.cost import COST_SCHEMA, Api, Cost, Own, Rented
+from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
 
 CONSTANTS = Constants(
@@ -423,3 +425,42 @@ def test_the_verb_prints_json_and_tables(machine: str, capsys: pytest.CaptureFix
 def test_words_that_mean_nothing(words: list[str], told: str, machine: str) -> None:
     with pytest.raises(UserError, match=told):
         run_verb("cost", ["llama-3.2-1b", "--machine", machine, *words])
+
+
+def test_twice_the_devices_draw_twice_the_watts(machine: str) -> None:
+    """A machine that costs nothing but a dollar of electricity an hour, whether it is busy or not."""
+    lit = Own(usd=0.0, life_years=1.0, usd_per_kwh=1.0, idle_w=1000.0, busy_w=1000.0)
+    found = cost(["llama-3.2-1b"], options(machine, changes=True, pricing=lit, rates=(0.001,)))
+    (twice,) = (line for line in found.what_if if line.change == "devices")
+    assert twice.usd_per_request_before == pytest.approx(1 / 3.6)
+    assert twice.usd_per_request == pytest.approx(2 / 3.6)
+
+
+def test_a_bill_without_electricity_says_so(tmp_path: Path, machine: str) -> None:
+    own = Own(usd=1000.0, life_years=4.0, usd_per_kwh=0.3)
+    dark = tmp_path / "dark.json"
+    dark.write_bytes(msgspec.json.encode(msgspec.structs.replace(profile(), idle_w=None, busy_w=None)))
+    told = {
+        place: [note for note in cost(["llama-3.2-1b"], options(place, pricing=own)).notes if "NOT in the bill" in note]
+        for place in (machine, str(dark))
+    }
+    assert told[machine] == []
+    (note,) = told[str(dark)]
+    assert note.startswith("llama-3.2-1b: its electricity is NOT in the bill")
+    assert note.endswith("give its idle and busy watts beside its price")
+
+
+def test_a_bill_is_for_all_of_a_long_trace_and_says_what_was_simulated() -> None:
+    at = np.arange(5000, dtype=np.int64)
+    prompt = np.where(at < 4000, 100, 600).astype(np.int32)
+    trace = TraceRows("t", "generic", at * 10**9, prompt, np.full(5000, 20, np.int32))
+    workload = Workload(arrivals=Arrivals(process="trace", trace="t"))
+    assert priced_traffic(workload, trace).prompt_tokens == pytest.approx(200)
+    # What is said of lengths goes before what the trace has, and a part of a trace is that part.
+    said = msgspec.structs.replace(workload, prompt=Length(mean=50))
+    assert priced_traffic(said, trace).prompt_tokens == pytest.approx(50)
+    part = msgspec.structs.replace(workload, arrivals=Arrivals(process="trace", trace="t", end_s=1000.0))
+    assert priced_traffic(part, trace).prompt_tokens == pytest.approx(100)
+    assert traced_text(trace).startswith("its first 3,000 of 5,000 requests (up to 8,000 where")
+    assert traced_text(trace, 300).startswith("its first 300 of 5,000 requests, brought")
+    assert traced_text(trace, 5000) == traced_text(None) == ""

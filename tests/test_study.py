@@ -191,6 +191,17 @@ def test_a_trace_is_scaled_to_the_rate_and_draws_at_it(tmp_path: Path) -> None:
     assert schedule.due_ns_N[-1] / 1e9 == pytest.approx(3 / 6, rel=1e-6)
 
 
+def test_a_recorded_day_is_as_busy_as_its_busiest_hour(tmp_path: Path) -> None:
+    noon = [3600.0 * 12 + each for each in range(1, 10)]
+    times = sorted([*(3600.0 * hour for hour in range(24)), *noon, 3600.0 * 23.9])
+    (tmp_path / "day.csv").write_text("at_s,prompt_tokens,output_tokens\n" + "".join(f"{at},10,2\n" for at in times))
+    plan = read_study(written(tmp_path, changed(load={"trace": "day.csv"})))
+    assert len(plan.hours_per_s) == 24
+    assert plan.load_per_s == max(plan.hours_per_s) == pytest.approx(10 / 3600)
+    twice = read_study(written(tmp_path, changed(load={"trace": "day.csv", "speed": 2})))
+    assert twice.load_per_s == pytest.approx(20 / 3600)
+
+
 def test_a_study_says_the_unit_of_its_trace_where_rows_leave_it_open(tmp_path: Path) -> None:
     rows = [{"timestamp": at, "input_length": 40, "output_length": 2} for at in (0.0, 20.5, 61.25)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

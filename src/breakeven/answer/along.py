@@ -13,7 +13,7 @@ import numpy as np
 
 from breakeven.answer.evaluate import Assessed, kinds_of, model_of, placed, policy_of, room_bytes
 from breakeven.answer.flips import along, precision_flips
-from breakeven.answer.regions import SURE
+from breakeven.answer.regions import SURE, winner_at
 from breakeven.answer.study.plan import StudyPlan
 from breakeven.answer.worlds import Contender, Floats, Worlds, worlds_of
 from breakeven.errors import UserError
@@ -89,9 +89,7 @@ def shown_rates(low: float, high: float) -> list[float]:
 
 def _cell(worlds: Worlds, y: float | str, rate: float, kinds: dict[str, Kind]) -> MapCell:
     at = nearest(worlds.rates_R, rate)
-    winners_D = worlds.winners_DR[:, at]
-    found, counts = np.unique(winners_D, return_counts=True)
-    best, share = int(found[counts.argmax()]), float(counts.max() / len(winners_D))
+    best, share = winner_at(worlds, rate)
     name = worlds.names[best] if best >= 0 else None
     cost = {
         kind: min(

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from breakeven.answer.evaluate import Assessed, ran_as, read_measured
-from breakeven.answer.promise import edge_text, time_text
+from breakeven.answer.evaluate import Assessed
+from breakeven.answer.measured import ran_as, read_measured
+from breakeven.answer.promise import band_text, edge_text, time_text
 from breakeven.answer.study.plan import CandidatePlan, StudyPlan
 from breakeven.answer.worlds import Floats
 from breakeven.forecast.fleet import FleetCapacity
@@ -55,7 +56,7 @@ def ruled_out(plan: StudyPlan, candidate: CandidatePlan, facts: Facts) -> list[s
         _quality(plan, facts),
         _loss(plan, facts),
         *_speed(plan, candidate, facts),
-        _budget(plan, facts),
+        beyond_budget(plan, facts.usd_per_month),
     ]
     return [why for why in found if why]
 
@@ -148,8 +149,9 @@ def _speed(plan: StudyPlan, candidate: CandidatePlan, facts: Facts) -> list[str]
     return [f"would take {needed:.0f} machines for {plan.load_per_s:.3g} requests/s under the SLO; {there}"]
 
 
-def _budget(plan: StudyPlan, facts: Facts) -> str | None:
-    budget, cost = plan.budget_usd_per_month, facts.usd_per_month
+def beyond_budget(plan: StudyPlan, cost: Estimate | None) -> str | None:
+    """That a month of it costs more than the study's budget, in words; None: it does not, or nobody knows."""
+    budget = plan.budget_usd_per_month
     if budget is None or cost is None or cost.value <= budget:
         return None
     return f"costs ${cost.value:,.0f} a month; the budget is ${budget:,.0f}{DOUBT if cost.least <= budget else ''}"
@@ -206,13 +208,16 @@ def why_not(plan: StudyPlan, found: Assessed, quality: QualityScore) -> Reasons:
         ever.append(promise.never + _faster(plan.slo, found))
     elif found.fleet is not None and not serves(found.fleet):
         ever.append(_too_slow(plan.slo, found))
-    if found.plan.is_api and found.latency and found.latency[0].good_share.value <= 0:
-        ever.append("misses the SLO: its provider's own speed is slower than what is asked for")
+    if found.plan.is_api and found.latency and (kept := found.latency[0].good_share).value < plan.good_share:
+        slower = "misses the SLO: its provider's own speed is slower than what is asked for"
+        few = f": {band_text(kept)} of the answers are in time, {100 * plan.good_share:g} % must be"
+        ever.append(slower + (few if kept.value > 0 else ""))
     if found.pricing is None:
         ever.append("has no price: give usd_per_hour, a purchase, or a price per token")
     if ever:
         return Reasons(ever, [], [])
-    points = _costs(found, [plan.load_per_s], None)
+    # Of a day the whole bill counts, which is not made yet, and not that of its busiest hour.
+    points = [] if plan.hours_per_s else _costs(found, [plan.load_per_s], None)
     monthly = points[0].usd_per_hour.scaled(HOURS_PER_MONTH) if points else None
     here = Facts(fleet=found.fleet, usd_per_month=monthly)
     return Reasons([], ruled_out(plan, found.plan, Facts(quality=quality)), ruled_out(plan, found.plan, here))
@@ -226,7 +231,9 @@ def result_of(
     plan: StudyPlan,
 ) -> CandidateResult:
     """The candidate's row, with cost curves over `rates` where it has a price and serves anything."""
-    shown = sorted({*rates[np.linspace(0, len(rates) - 1, SHOWN_LOADS).astype(int)].tolist(), plan.load_per_s})
+    of_a_day = [sum(plan.hours_per_s) / len(plan.hours_per_s)] if plan.hours_per_s else []
+    looked = rates[np.linspace(0, len(rates) - 1, SHOWN_LOADS).astype(int)].tolist()
+    shown = sorted({*looked, plan.load_per_s, *of_a_day})
     solved = quality if quality.how in ("own", "published") else None
     cost = _costs(found, shown, solved)
     model, promise = found.model, found.promise

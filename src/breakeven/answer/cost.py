@@ -17,14 +17,14 @@ from breakeven.forecast.constants import Profile
 from breakeven.forecast.fleet import FleetCapacity
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.pooled import fleet_capacity_of
-from breakeven.forecast.serving import TrialReplica, mean_batch, prefill_share, replica_of
+from breakeven.forecast.serving import TrialReplica, mean_batch, prefill_share, replica_of, traced_text
 from breakeven.forecast.simulator.policy import policy_named
 from breakeven.forecast.simulator.run import policy_of
 from breakeven.hardware.placement import AUTO, Placement
 from breakeven.model.layouts.derive import assuming
 from breakeven.model.quality.scores import QualityScore, quality_of
 from breakeven.price.break_even import Offer, break_evens_of
-from breakeven.price.pricing import idle_usd_per_hour, power_of
+from breakeven.price.pricing import idle_usd_per_hour, power_of, unpowered
 from breakeven.price.sensitivity import (
     ACCEPTANCE,
     DRAFT_COST,
@@ -131,6 +131,8 @@ def served_as(
     elif not serves(fleet):
         notes.append("keeps the service level at no load, not even alone")
     power = power_of(pricing, profile.idle_w, profile.busy_w, model.devices)
+    if (dark := unpowered(pricing, power)) is not None:
+        notes.append(dark)
     error = model.error("decode")
     return Served(
         offer=Offer(
@@ -218,13 +220,13 @@ def _again(
 ) -> Offer | None:
     """The same candidate served differently; None where its engine or machine cannot."""
     assert one.model is not None
+    if devices is not None and options.pricing is not None:
+        # A price given for one replica is that of its devices: twice the devices are twice the bill, watts included.
+        options = replace(options, pricing=times(options.pricing, devices / one.model.devices))
     try:
         after = served_as(one.offer.name, options, format_name=format_name, devices=devices, sizes=FEW_FLEETS)
     except UserError:
         return None
-    if devices is not None and options.pricing is not None:
-        # A price given for one replica is that of its devices: twice the devices are twice the bill.
-        return replace(after.offer, pricing=times(one.offer.pricing, devices / one.model.devices))
     return after.offer
 
 
@@ -294,6 +296,7 @@ def cost(models: Sequence[str], options: CostOptions) -> Cost:
         what_if=changed(served, options, float(np.sqrt(min(rates) * max(rates))), ends) if options.changes else [],
         notes=[
             _level(options),
+            *([f"Capacities of the trace are those of {first}."] if (first := traced_text(options.trace)) else []),
             *_solved(quality),
             *(f"{one.offer.name}: {note}" for one in served for note in one.notes),
         ],

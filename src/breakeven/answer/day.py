@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from breakeven.answer.regions import Standing
 from breakeven.answer.study.plan import Scaling
-from breakeven.answer.words import DAY_HOURS, rate_text, turns_text, usd_text
+from breakeven.answer.words import DAY_HOURS, period_text, rate_text, turns_text, usd_text
 from breakeven.answer.worlds import COST_TIE, Contender, Doubt, Floats, factors, span_of
 from breakeven.price.pricing import machine_usd_per_hour, usd_per_added_request
 from breakeven.results.cost import Api, Own, Rented
@@ -28,6 +28,10 @@ OFF_PEAK = 0.3
 """Of the saturation throughput of the machines that run: below it, machines are said to be idling."""
 WORTH_IT = 0.02
 """Changing over must save this share of a day's bill to be worth a word of recommendation."""
+SELDOM = 0.005
+"""A share of the worlds that is told as 0 %."""
+ROUNDING = 1e-9
+"""Of a bill: less than this is left of a difference of sums that are equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,7 @@ def day_of(contenders: Sequence[Contender], hours_per_s: Sequence[float], seed: 
     worth = bool(np.isfinite(ratio_D[0]) and ratio_D[0] > 1 / (1 - WORTH_IT))
     sentences = [
         _single(bills, len(hours_H)),
+        *(_unable(all_of[i], usd_CD[i]) for i in order[:2]),
         *_idling(all_of, best, hours_H),
         _by_hour(all_of, turns, mixed_D, usd_CD[best], worth),
     ]
@@ -191,11 +196,17 @@ def _running_usd(each: Hourly, hours_H: Floats, mine_H: NDArray[np.bool_]) -> fl
     pricing = each.contender.pricing
     if isinstance(pricing, Api) or not np.isfinite(usd):
         return usd
-    running = float(one.running(hours_H, mine_H)[0, mine_H].sum())
+    running_H = one.running(hours_H, mine_H)[0]
     start_h = 0.0 if each.scaling is None else each.scaling.start_s / 3600.0
+    starting_h = start_h * float(np.maximum(running_H - np.roll(running_H, 1), 0.0).sum())
+    whole = machine_usd_per_hour(pricing, each.contender.power)
     if isinstance(pricing, Rented):
-        return usd - machine_usd_per_hour(pricing) * start_h * running
-    return usd - machine_usd_per_hour(pricing) * running * len(hours_H)
+        return usd - whole * starting_h
+    # Bought ones are paid for all day, and so is the power of those that run all day whoever serves.
+    standing = machine_usd_per_hour(pricing)
+    paid = whole if each.scaling is None else standing
+    beyond = usd - paid * float(running_H.max()) * len(hours_H) - (whole - standing) * starting_h
+    return beyond if beyond > ROUNDING * usd else 0.0
 
 
 def _bill(each: Hourly, usd_D: Floats, hours_H: Floats) -> DayBill:
@@ -234,10 +245,17 @@ def _single(bills: Sequence[DayBill], hours: int) -> str:
     second = ""
     if len(bills) > 1:
         second = f"; next {bills[1].candidate} for {usd_text(bills[1].usd_per_day)}"
-    whole = "week" if hours > DAY_HOURS else "day"
-    return (
-        f"Over the {whole} {first.candidate} alone is cheapest: {usd_text(first.usd_per_day)} a day{machines}{second}."
-    )
+    usd = usd_text(first.usd_per_day)
+    return f"Over the {period_text(hours)} {first.candidate} alone is cheapest: {usd} a day{machines}{second}."
+
+
+def _unable(each: Hourly, usd_D: Floats) -> str:
+    """In which share of the worlds one does not carry every hour, which its bill leaves out; empty for none."""
+    short = 1.0 - float(np.isfinite(usd_D).mean())
+    if short < SELDOM:
+        return ""
+    cases = f"{short:.0%} of the cases that the predictions' errors leave open"
+    return f"In {cases} {each.contender.name} does not carry every hour; its bill is of the others."
 
 
 def _idling(all_of: Sequence[Hourly], best: int, hours_H: Floats) -> list[str]:
@@ -286,8 +304,9 @@ def _by_hour(all_of: Sequence[Hourly], turns: NDArray[np.int64], mixed_D: Floats
 def _standing(all_of: Sequence[Hourly], usd_CD: Floats, order: Sequence[int]) -> Standing:
     """Who is cheapest over the day, and in which share of the worlds."""
     best = order[0]
-    with np.errstate(invalid="ignore"):
-        sure = float((usd_CD[best] <= usd_CD.min(axis=0) * (1 + COST_TIE)).mean())
+    # Where it does not carry every hour it wins nothing, though nobody else may either.
+    wins_D = np.isfinite(usd_CD[best]) & (usd_CD[best] <= usd_CD.min(axis=0) * (1 + COST_TIE))
+    sure = float(wins_D.mean())
     if len(order) < 2:
         return Standing(all_of[best].contender.name, sure)
     both_D = np.isfinite(usd_CD[order[1]]) & np.isfinite(usd_CD[best])
@@ -298,4 +317,5 @@ def _standing(all_of: Sequence[Hourly], usd_CD: Floats, order: Sequence[int]) ->
 def busiest_text(hours_per_s: Sequence[float]) -> str:
     """The load of a day in words."""
     mean = sum(hours_per_s) / len(hours_per_s)
-    return f"{rate_text(mean)} over the day, {rate_text(max(hours_per_s))} in its busiest hour"
+    busiest = rate_text(max(hours_per_s))
+    return f"{rate_text(mean)} over the {period_text(len(hours_per_s))}, {busiest} in its busiest hour"

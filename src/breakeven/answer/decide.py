@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -12,23 +13,25 @@ from breakeven.answer import flips as find
 from breakeven.answer import next as narrow
 from breakeven.answer.advice import advice_for
 from breakeven.answer.along import along_context, along_precision
-from breakeven.answer.candidates import Reasons, needed, result_of, scores_of, why_not
+from breakeven.answer.candidates import HOURS_PER_MONTH, Reasons, beyond_budget, needed, result_of, scores_of, why_not
 from breakeven.answer.day import busiest_text, day_of
-from breakeven.answer.evaluate import Assessed, evaluate
-from breakeven.answer.mixes import Mix, MixPart, best_mix
+from breakeven.answer.evaluate import NO_PRICE, Assessed, errs_with, evaluate
+from breakeven.answer.mixes import Mix, for_all, mix_of
 from breakeven.answer.regions import Handover, Standing, handovers_of, regions_of, standing_at
 from breakeven.answer.study.load import read_study_trace
 from breakeven.answer.study.plan import StudyPlan
-from breakeven.answer.words import rate_text, verdict_of
+from breakeven.answer.words import DAY_HOURS, rate_text, verdict_of
 from breakeven.answer.worlds import Contender, Floats, Worlds, worlds_of
 from breakeven.forecast.constants import Profile
-from breakeven.model.quality.scores import QualityScore
+from breakeven.forecast.serving import traced_text
+from breakeven.model.resolve import split_format
+from breakeven.price.pricing import unpowered
 from breakeven.price.workload import priced_traffic
 from breakeven.results.cost import Api, Own, Pricing, Rented
-from breakeven.results.decision import Assumption, Decision, Flip, NextMeasurement, Region
+from breakeven.results.decision import Assumption, Day, Decision, Flip, NextMeasurement, Region
 from breakeven.results.point import nearest
 from breakeven.traffic.traces.rows import TraceRows
-from breakeven.traffic.workload import slo_text
+from breakeven.traffic.workload import length_text, slo_text
 from breakeven.version import __version__
 
 LOADS = 301
@@ -50,23 +53,24 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
         found.append(evaluate(plan, candidate, trace))
     scores = scores_of(plan, found)
     ruled = {e.plan.name: why_not(plan, e, scores[e.plan.name]) for e in found}
-    able = [e for e in found if not ruled[e.plan.name].ever and not ruled[e.plan.name].quality]
+    free = [e for e in found if not ruled[e.plan.name].ever and not ruled[e.plan.name].quality]
+    able, barred = for_all(plan, free, scores)
     rates = np.unique([*np.geomspace(plan.low_per_s, plan.high_per_s, LOADS), plan.load_per_s])
-    mix = _mix(plan, found, scores, ruled)
     regions: list[Region] = []
     flips: list[Flip] = []
     maps, measurements = [], []
     contenders: list[Contender] = []
-    here, aside = Standing(None, 0.0), []
+    here = Standing(None, 0.0)
+    day: Day | None = None
+    mix: Mix | None = None
+    left: list[str] = []
     if able:
         contenders = [c for e in able if (c := e.contender())]
         worlds = worlds_of(contenders, rates, plan.seed)
         regions, handovers = regions_of(worlds), handovers_of(worlds)
         here = standing_at(worlds, plan.load_per_s)
-        if here.winner is not None and ruled[here.winner].now:
-            # The winner is the cheapest: if even that one is beyond the budget at this load, nobody is within it.
-            here = Standing(None, here.sure)
-            aside = ["What is best by load, and where that changes, is said as if there were no budget."]
+        if any(name and ruled[name].now for name in (here.winner, here.runner_up if here.same else None)):
+            here = _within(plan, contenders, ruled)
         flips = find.load_flips(handovers, contenders)
         for what, ask in (("context", along_context), ("precision", along_precision)):
             on_phase("mapping", f"load and {what}")
@@ -76,9 +80,13 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
         flips += _other_flips(plan, able, worlds, here, handovers)
         on_phase("looking for", "what would narrow the answer")
         measurements = _measurements(plan, able, rates)
-    day = None
-    if able and plan.hours_per_s:
-        day, here = day_of(contenders, plan.hours_per_s, plan.seed)
+        if plan.hours_per_s:
+            day, here = _day(plan, contenders, ruled)
+    if day is None:
+        mix, left = mix_of(plan, found, scores, ruled)
+    aside = [A_SPLIT_DAY] if plan.hours_per_s else []
+    if mix is None:
+        aside = [*left, *barred, *_aside(plan, ruled, here, day)]
     results = [result_of(e, ruled[e.plan.name].all, scores[e.plan.name], rates, plan) for e in found]
     return Decision(
         version=__version__,
@@ -87,12 +95,13 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
         verdict=verdict_of(
             results,
             flips,
-            None if day is not None else mix,
+            mix,
             here,
             plan.load_per_s,
-            [*needed(found, ruled), *aside],
+            needed(found, ruled),
             day,
             {e.plan.name: _capacity_of(plan, e).command for e in found if e.model is not None},
+            aside,
         ),
         load_per_s=plan.load_per_s,
         workload=plan.workload,
@@ -124,33 +133,51 @@ def _in_requests(plan: StudyPlan) -> StudyPlan:
     )
 
 
-def _mix(
-    plan: StudyPlan,
-    found: Sequence[Assessed],
-    scores: Mapping[str, QualityScore],
-    ruled: Mapping[str, Reasons],
-) -> Mix | None:
-    """The cheapest combination; a part with a floor of its own lets in candidates the study's floor keeps out."""
-    lower = any(part.floor is not None for part in plan.parts)
-    contenders = [
-        c
-        for e in found
-        if not ruled[e.plan.name].ever and (lower or not ruled[e.plan.name].quality) and (c := e.contender())
-    ]
-    parts = [
-        MixPart(
-            p.name, p.share, frozenset(c.name for c in contenders if _may_serve(p.candidates, p.floor, c.name, scores))
-        )
-        for p in plan.parts
-    ]
-    if parts and any(not part.allowed for part in parts):
-        return None
-    return best_mix(contenders, parts, plan.load_per_s, plan.seed)
+def _within(plan: StudyPlan, contenders: Sequence[Contender], ruled: Mapping[str, Reasons]) -> Standing:
+    """Who is best at the study's load among those that nothing rules out there.
+
+    The best of all may be the faster of two that cost the same, or the cheapest in most worlds and not as predicted.
+    """
+    kept = [c for c in contenders if not ruled[c.name].now]
+    if not kept:
+        return Standing(None, 0.0)
+    return standing_at(worlds_of(kept, np.array([plan.load_per_s]), plan.seed), plan.load_per_s)
 
 
-def _may_serve(only: Sequence[str], floor: float | None, name: str, scores: Mapping[str, QualityScore]) -> bool:
-    score = scores[name].value
-    return (not only or name in only) and (floor is None or (score is not None and score >= floor))
+def _day(plan: StudyPlan, contenders: Sequence[Contender], ruled: dict[str, Reasons]) -> tuple[Day, Standing]:
+    """The hours of those whose bill of them is within the budget; of all, and without a winner, where none is.
+
+    Notes in `ruled` whose is not.
+    """
+    day, here = day_of(contenders, plan.hours_per_s, plan.seed)
+    over = set()
+    for bill in day.bills:
+        name = bill.candidate
+        if (why := beyond_budget(plan, bill.usd_per_day.scaled(HOURS_PER_MONTH / DAY_HOURS))) is not None:
+            over.add(name)
+            ruled[name] = replace(ruled[name], now=[*ruled[name].now, why])
+    if not over:
+        return day, here
+    kept = [c for c in contenders if c.name not in over]
+    within = day_of(kept, plan.hours_per_s, plan.seed) if kept else None
+    return within if within is not None and within[0].bills else (day, Standing(None, 0.0))
+
+
+A_SPLIT_DAY = "This is of the busiest hour: what the parts cost over all hours is not computed."
+
+
+def _aside(plan: StudyPlan, ruled: Mapping[str, Reasons], here: Standing, day: Day | None) -> list[str]:
+    """What must be said beside an answer that is one candidate, or nobody."""
+    told = []
+    if plan.budget_usd_per_month is not None and any(each.now for each in ruled.values()):
+        told.append("What is best by load, and where that changes, is said as if there were no budget.")
+    if plan.parts and here.winner is None and not any(each.all for each in ruled.values()):
+        told.append("No candidate, and no split of the parts, carries this load on the machines there are.")
+    if day is not None and plan.parts:
+        told.append("What a split of the parts costs over the hours is not computed; give one rate to see it there.")
+    if day is not None and plan.trace is not None:
+        told.append("Hours count from the first request of the trace, not from midnight.")
+    return told
 
 
 def _other_flips(
@@ -175,28 +202,44 @@ def _other_flips(
 
 
 def _measurements(plan: StudyPlan, able: Sequence[Assessed], rates: Floats) -> list[NextMeasurement]:
-    """Calibrating each machine that is known from its data sheet, and measuring each candidate that is predicted."""
+    """Calibrating each engine on a machine known from its data sheet, and measuring each predicted candidate."""
     local = [e for e in able if e.model is not None and e.provenance == "predicted"]
     options = []
-    for name, group in itertools.groupby(sorted(local, key=_profile), key=_profile):
+    for _, group in itertools.groupby(sorted(local, key=_errs_with), key=_errs_with):
         mine = list(group)
         model = mine[0].model
         if model is not None and model.profile.origin.how != "probes":
-            options.append(narrow.calibration_of(name, model.profile.engine, [e.plan.name for e in mine]))
+            options.append(narrow.calibration_of(model.profile.name, model.profile.engine, [e.plan.name for e in mine]))
     options += [_capacity_of(plan, e) for e in local]
     contenders = [c for e in able if (c := e.contender()) is not None]
     return narrow.narrowest(contenders, options, rates, plan.load_per_s, plan.seed)
 
 
 def _capacity_of(plan: StudyPlan, found: Assessed) -> narrow.Option:
-    """Measuring the capacity of a candidate on its machine."""
-    engine = found.model.profile.engine if found.model is not None else ""
-    name, model = found.plan.name, found.plan.model or ""
-    return narrow.capacity_of(name, model, _profile(found), engine, slo_text(plan.slo))
+    """Measuring the capacity of a candidate on its machine, as the study asks: its format, lengths and promise."""
+    name, model, asked = found.plan.model or "", found.model, plan.workload
+    own_file = found.spec is not None and found.spec.stored is not None
+    if model is not None and not own_file and split_format(name)[1] is None:
+        name = f"{name}:{model.format}"
+    prompt, output = max(1, round(found.traffic.prompt_tokens)), max(1, round(found.traffic.output_tokens))
+    # Prompts of a conversation hold the turns before them, and a search for a capacity has no turns.
+    alone = asked.prompt is not None and asked.turns == 1
+    theirs = asked.output is not None and found.plan.name not in plan.quality.answer_tokens
+    words = {
+        "--engine": model.profile.engine if model is not None else "",
+        "--kv": found.plan.kv or "",
+        "--slo": slo_text(plan.slo),
+        "--share": f"{100 * plan.good_share:.6g}%",
+        "--prompt": length_text(asked.prompt) if alone and asked.prompt is not None else str(prompt),
+        "--output": length_text(asked.output) if theirs and asked.output is not None else str(output),
+    }
+    options = [f"{option} {shlex.quote(value)}" for option, value in words.items() if value]
+    command = " ".join([f"breakeven capacity {shlex.quote(name)}", *options])
+    return narrow.capacity_of(found.plan.name, command, model.profile.name if model is not None else "")
 
 
-def _profile(found: Assessed) -> str:
-    return found.model.profile.name if found.model is not None else ""
+def _errs_with(found: Assessed) -> str:
+    return errs_with(found.model) if found.model is not None else ""
 
 
 def assumptions_of(plan: StudyPlan, trace: TraceRows | None, found: Sequence[Assessed]) -> list[Assumption]:
@@ -216,9 +259,11 @@ def assumptions_of(plan: StudyPlan, trace: TraceRows | None, found: Sequence[Ass
     ]
     if trace is not None:
         rows.append(Assumption(what="trace", value=trace.reading, source=trace.name))
+        if simulated := traced_text(trace, plan.workload.requests):
+            rows.append(Assumption(what="simulated", value=simulated, source=trace.name))
     for e in found:
         if e.pricing is not None:
-            source = e.plan.price_source or (e.notes[0] if e.notes else study)
+            source = e.plan.price_source or next((note for note in e.notes if note.startswith(NO_PRICE)), study)
             rows.append(Assumption(what=f"price of {e.plan.name}", value=_price(e.pricing), source=source))
     if plan.quality.evaluation is not None:
         for name, tokens in plan.quality.answer_tokens.items():
@@ -226,9 +271,11 @@ def assumptions_of(plan: StudyPlan, trace: TraceRows | None, found: Sequence[Ass
                 what=f"answers of {name}", value=f"{tokens:.0f} tokens on average", source=plan.quality.evaluation.name
             )
             rows.append(said)
-    profiles = {e.model.profile.name: e.model.profile for e in found if e.model is not None}
-    for profile in profiles.values():
-        rows.append(Assumption(what=f"speed of {profile.name}", value=_error(profile), source=_origin(profile)))
+    profiles = {errs_with(e.model): e.model.profile for e in found if e.model is not None}
+    machines = [profile.name for profile in profiles.values()]
+    for under, profile in profiles.items():
+        name = profile.name if machines.count(profile.name) == 1 else under
+        rows.append(Assumption(what=f"speed of {name}", value=_error(profile), source=_origin(profile)))
     for e in found:
         measured = e.model is not None and e.model.profile.origin.how == "probes"
         stated = isinstance(e.pricing, Own) and e.pricing.busy_w is not None
@@ -240,6 +287,9 @@ def assumptions_of(plan: StudyPlan, trace: TraceRows | None, found: Sequence[Ass
                     source="shares of the rated power, a judgement; nothing measured it under this load",
                 )
             )
+    for e in found:
+        if e.pricing is not None and (dark := unpowered(e.pricing, e.power)) is not None:
+            rows.append(Assumption(what=f"power of {e.plan.name}", value="not known", source=dark))
     for e in found:
         if e.model is not None and e.spec is not None and e.spec.is_moe:
             rows.append(

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from breakeven.answer.measured import (
+    anchored_at,
+    bounded,
+    capacity_measured,
+    doubt_measured,
+    latency_measured,
+    measured_otherwise,
+    read_measured,
+)
 from breakeven.answer.promise import FEW, Promise, WhatIsAsked, many_text, taken
 from breakeven.answer.study.plan import CandidatePlan, StudyPlan
 from breakeven.answer.worlds import Contender, Doubt, doubt_of
@@ -19,27 +26,27 @@ from breakeven.forecast.fleet import FleetCapacity
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.predict import placement_notes
 from breakeven.forecast.residency import ON_DEVICE
-from breakeven.forecast.serving import latency_points
+from breakeven.forecast.serving import latency_points, unit_requests
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.run import policy_of as engine_policy
 from breakeven.hardware.placement import AUTO
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.resolve import resolve_spec
-from breakeven.price.pricing import Power, PricedTraffic, power_of
+from breakeven.price.pricing import Power, PricedTraffic, power_of, unpowered
 from breakeven.price.staircase import in_proportion
-from breakeven.price.workload import priced_traffic, replica_price, with_answers
+from breakeven.price.workload import SAMPLE, priced_traffic, replica_price, with_answers
 from breakeven.results.cost import Api, Pricing
 from breakeven.results.decision import Kind, LatencyPoint
-from breakeven.results.load import CapacityStudy, LoadModel, LoadPoint, LoadStudy
-from breakeven.results.point import latency_point, of_load
-from breakeven.results.store import RESULT, UnreadError, read
-from breakeven.stats.estimate import Estimate, Provenance, exactly, measured
+from breakeven.stats.estimate import Estimate, Provenance, exactly
 from breakeven.traffic.traces.rows import TraceRows
+from breakeven.traffic.workload import Workload
 
 SLOTS_BESIDE_HOST = 4
 """Sequences whose keys and values keep their place on a device that leaves weights to the host."""
 LATENCY_LOADS = (0.2, 0.5, 0.8, 1.0)
 """Loads of the latency curve, over one replica's capacity."""
+NO_PRICE = "price not given: "
+"""Begins the note that says where a price comes from which the study does not give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +141,11 @@ def model_of(plan: CandidatePlan, format_name: str | None = None) -> StepModel:
     return model_on(asked, profile, plan.devices, kv=plan.kv, placement=plan.placement or AUTO)
 
 
+def errs_with(model: StepModel) -> str:
+    """What shares the error of its step times: models under one engine on one machine are wrong together."""
+    return f"{model.profile.engine} on {model.profile.name}"
+
+
 def policy_of(plan: CandidatePlan, model: StepModel, context: float) -> Policy:
     """The engine's policy on that machine with what the user set of it. `context`: tokens of a usual request."""
     said = {
@@ -151,7 +163,7 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
     workload, trace = with_answers(study.workload, trace, study.quality.answer_tokens.get(plan.name))
     traffic = priced_traffic(workload, trace, study.cached_share)
     if plan.model is None or plan.is_api or (plan.measured is not None and plan.machine is None):
-        return _without_model(study, plan, traffic)
+        return _without_model(study, plan, traffic, workload, trace)
     model = placed(model_of(plan), traffic.prompt_tokens + traffic.output_tokens)
     pricing, power, notes = bill_of(plan, model)
     found = Assessed(
@@ -164,7 +176,7 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
         latency=[],
         pricing=pricing,
         power=power,
-        doubt=doubt_of(plan.name, model.profile.name, model.error("decode")),
+        doubt=doubt_of(plan.name, errs_with(model), model.error("decode")),
         provenance="predicted",
         needed_bytes=model.memory_bytes(1, round(traffic.prompt_tokens + traffic.output_tokens)),
         available_bytes=room_bytes(model),
@@ -181,16 +193,24 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
     fleet = asked.fleet(model)
     if plan.measured is not None:
         seen = read_measured(plan.measured)
-        told = capacity_measured(seen, plan.model, study.good_share)
+        otherwise = measured_otherwise(study, plan, traffic, seen)
+        told, open_ended = bounded(capacity_measured(seen, plan.model, study.good_share), fleet.one)
         # Away from what was measured the step model says how much changes, and the measurement where it starts.
         if told.value > 0 and fleet.one.value > 0:
             model = model.scaled(fleet.one.value / told.value)
         delays = latency_measured(seen, plan.model, told)
-        doubt = _doubt_of(plan.name, told)
+        doubt = doubt_measured(plan.name, told)
         mine = anchored_at(told, fleet)
         shares = Promise(tuple(asked.shares(model, FEW)), None)
         return replace(
-            found, model=model, fleet=mine, latency=delays, doubt=doubt, provenance="measured", promise=shares
+            found,
+            model=model,
+            fleet=mine,
+            latency=delays,
+            doubt=doubt,
+            provenance=told.provenance,
+            promise=shares,
+            notes=[*found.notes, *otherwise, *open_ended],
         )
     promise = asked.promise(model, fleet)
     found = replace(found, fleet=fleet, promise=promise, one=fleet.one)
@@ -207,59 +227,50 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
     return replace(found, fleet=fleet, latency=delays)
 
 
-def anchored_at(told: Estimate, predicted: FleetCapacity) -> FleetCapacity:
-    """A fleet of which one replica was measured: as much more than it as was predicted, size by size."""
-    if not told.value > 0 or not predicted.one.value > 0:
-        return in_proportion(told)
-    factor = told.value / predicted.one.value
-    low, high = told.least / told.value, told.most / told.value
-    per_s_K = tuple(
-        Estimate(each.value * factor, each.value * factor * low, each.value * factor * high, told.n, told.provenance)
-        for each in predicted.per_s_K[1:]
-    )
-    top = predicted.saturation_per_s
-    return FleetCapacity(predicted.sizes_K, (told, *per_s_K), None if top is None else top.scaled(factor))
-
-
-def _without_model(study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic) -> Assessed:
+def _without_model(
+    study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic, workload: Workload, trace: TraceRows | None
+) -> Assessed:
     """An API, or a candidate of which only the measurement is known: nothing but this workload can be said of it."""
-    spec = resolve_spec(plan.model) if plan.model else None
-    told, delays, doubt, provenance = None, _api_latency(study, plan, traffic.output_tokens), None, "published"
-    if not plan.is_api:
-        if plan.measured is None:
-            raise UserError(f"candidate {plan.name}: give a model and a machine, a measured result, or an API price")
-        seen = read_measured(plan.measured)
-        told = capacity_measured(seen, plan.model, study.good_share)
-        delays, doubt, provenance = latency_measured(seen, plan.model, told), _doubt_of(plan.name, told), "measured"
-    notes = [] if plan.is_api else ["one replica was measured; n of them are taken to carry n times as much"]
-    return Assessed(
+    power = power_of(plan.pricing) if plan.pricing is not None else None
+    dark = unpowered(plan.pricing, power) if plan.pricing is not None else None
+    found = Assessed(
         plan=plan,
         traffic=traffic,
-        spec=spec,
+        spec=resolve_spec(plan.model) if plan.model else None,
         model=None,
         policy=None,
-        fleet=None if told is None else in_proportion(told),
-        latency=delays,
+        fleet=None,
+        latency=_api_latency(study, plan, traffic, workload, trace),
         pricing=plan.pricing,
-        power=power_of(plan.pricing) if plan.pricing is not None else None,
-        doubt=doubt,
-        provenance="measured" if provenance == "measured" else "published",
+        power=power,
+        doubt=None,
+        provenance="published",
         needed_bytes=None,
         available_bytes=None,
-        notes=notes,
+        notes=[] if dark is None else [dark],
     )
-
-
-def _doubt_of(name: str, capacity: Estimate) -> Doubt:
-    """Doubt of a measured capacity: nothing shared with other candidates."""
-    low = max(capacity.least, 0.5 * capacity.value)
-    return Doubt(name, name, 0.0, float(np.log(max(capacity.most, capacity.value) / low)) / 2 if low > 0 else 0.0)
+    if plan.is_api:
+        return found
+    if plan.measured is None:
+        raise UserError(f"candidate {plan.name}: give a model and a machine, a measured result, or an API price")
+    seen = read_measured(plan.measured)
+    otherwise = measured_otherwise(study, plan, traffic, seen)
+    told, open_ended = bounded(capacity_measured(seen, plan.model, study.good_share), None)
+    alone = "one replica was measured; n of them are taken to carry n times as much"
+    return replace(
+        found,
+        fleet=in_proportion(told),
+        latency=latency_measured(seen, plan.model, told),
+        doubt=doubt_measured(plan.name, told),
+        provenance="measured",
+        notes=[*found.notes, *otherwise, *open_ended, alone],
+    )
 
 
 def bill_of(plan: CandidatePlan, model: StepModel) -> tuple[Pricing | None, Power | None, list[str]]:
     """The study's price, else the chip's published one by the hour; and a replica's power, as either or the chip says.
 
-    The list says where a price comes from that the study does not give.
+    The list says where a price comes from that the study does not give, and what the bill lacks.
     """
     profile, notes = model.profile, []
     pricing = plan.pricing
@@ -268,8 +279,11 @@ def bill_of(plan: CandidatePlan, model: StepModel) -> tuple[Pricing | None, Powe
             pricing, note = replica_price(profile, None, model.devices)
         except UserError:
             return None, None, []
-        notes.append(f"price not given: {note}")
-    return pricing, power_of(pricing, profile.idle_w, profile.busy_w, model.devices), notes
+        notes.append(f"{NO_PRICE}{note}")
+    power = power_of(pricing, profile.idle_w, profile.busy_w, model.devices)
+    if (dark := unpowered(pricing, power)) is not None:
+        notes.append(dark)
+    return pricing, power, notes
 
 
 def placed(model: StepModel, context: float) -> StepModel:
@@ -293,18 +307,24 @@ def room_bytes(model: StepModel) -> float | None:
     return None if usable is None else usable + where.away_bytes - where.disk_bytes
 
 
-def _api_latency(study: StudyPlan, plan: CandidatePlan, output: float) -> list[LatencyPoint]:
-    """A hosted model's speed as somebody told it, the same at every load."""
-    speed = plan.api_speed
+def _api_latency(
+    study: StudyPlan, plan: CandidatePlan, traffic: PricedTraffic, workload: Workload, trace: TraceRows | None
+) -> list[LatencyPoint]:
+    """A hosted model's speed as somebody told it, the same at every load.
+
+    Its longest gap between tokens is at least their mean; whole answers are in time or not by their lengths.
+    """
+    speed, slo, output = plan.api_speed, study.slo, traffic.output_tokens
     if speed is None:
         return []
     ttft, tpot = speed.ttft_s, 1.0 / speed.tokens_per_s
-    e2e = ttft + tpot * max(output - 1.0, 0.0)
-    good = 1.0
-    if (study.slo.ttft_s is not None and ttft > study.slo.ttft_s) or (
-        study.slo.tpot_s is not None and tpot > study.slo.tpot_s
-    ):
+    e2e, good = ttft + tpot * max(output - 1.0, 0.0), 1.0
+    limits = ((ttft, slo.ttft_s), (tpot, slo.tpot_s), (tpot, slo.itl_s))
+    if any(limit is not None and took > limit for took, limit in limits):
         good = 0.0
+    elif slo.e2e_s is not None:
+        output_N = unit_requests(workload, trace, SAMPLE).output_tokens_N
+        good = float(np.mean(ttft + tpot * np.maximum(output_N - 1.0, 0.0) <= slo.e2e_s))
     flat = {name: exactly(v) for name, v in (("ttft", ttft), ("tpot", tpot), ("e2e", e2e), ("good", good))}
     return [
         LatencyPoint(
@@ -327,72 +347,3 @@ def kinds_of(found: Sequence[Assessed]) -> Mapping[str, str]:
     """ "dense" or "MoE" by candidate, for sentences."""
     words = {"dense": "dense", "moe": "MoE", "unknown": "unknown architecture"}
     return {e.plan.name: words[e.kind] for e in found}
-
-
-def read_measured(path: Path) -> LoadStudy | CapacityStudy:
-    """The saved study at `path`, a directory or its result.json. Raises UserError for anything else."""
-    file = path / RESULT if path.is_dir() else path
-    try:
-        return read(file, LoadStudy, CapacityStudy)
-    except UnreadError as error:
-        if isinstance(error.__cause__, OSError):
-            why = f"cannot be read ({error.detail}); give a study's directory"
-        elif error.schema is None:
-            why = f"is not a result of Breakeven ({error.detail})"
-        else:
-            why = (
-                f"holds {error.schema or 'no schema'}; give a result of `breakeven capacity`, `bench` or "
-                "`compare --rate`, which know the load a candidate carries"
-            )
-        raise UserError(f"measured: {file} {why}") from error
-
-
-def capacity_measured(study: LoadStudy | CapacityStudy, model: str | None, good_share: float) -> Estimate:
-    """The highest rate that kept the SLO, between the last that did and the first that did not.
-
-    Raises UserError when the study does not say, or is of several models and `model` names none of them.
-    """
-    if isinstance(study, CapacityStudy):
-        rate = study.rate
-        if rate is None or rate.value is None:
-            raise UserError("measured: this capacity study found no rate; run `breakeven capacity` again")
-        low, high = rate.low or 0.0, rate.high or rate.value
-        return measured(rate.value, min(low, rate.value), max(high, rate.value), len(rate.trials))
-    points = sorted(_points(study, model), key=lambda p: p.rate_per_s or 0.0)
-    if any(p.good is None for p in points) or len(points) < 2:
-        raise UserError("measured: this study has no SLO or a single rate; run it with --slo and several rates")
-    kept = [p.rate_per_s or 0.0 for p in points if p.good is not None and p.good.share >= good_share]
-    failed = [p.rate_per_s or 0.0 for p in points if p.good is not None and p.good.share < good_share]
-    low = max((rate for rate in kept if not failed or rate < min(failed)), default=0.0)
-    high = min(failed, default=max(kept, default=0.0))
-    value = math.sqrt(low * high) if low > 0 else 0.0
-    return measured(value, low, high, len(points))
-
-
-def latency_measured(study: LoadStudy | CapacityStudy, model: str | None, capacity: Estimate) -> list[LatencyPoint]:
-    """Delays at every rate the study ran; empty for a capacity study, which keeps none."""
-    if isinstance(study, CapacityStudy):
-        return []
-    found = []
-    for point in map(of_load, sorted(_points(study, model), key=lambda p: p.rate_per_s or 0.0)):
-        used = min((point.rate_per_s or 0.0) / capacity.value, 1.0) if capacity.value > 0 else 1.0
-        if (known := latency_point(point, used)) is not None:
-            found.append(known)
-    return found
-
-
-def ran_as(study: LoadStudy | CapacityStudy, model: str | None) -> LoadModel:
-    """Which model of a study a candidate is. Raises UserError when it is of several and `model` names none of them."""
-    models = [study.model] if isinstance(study, CapacityStudy) else study.models
-    # A weight file is called by its stem in a study, whichever path led to it.
-    stem = Path(model).stem if model is not None and model.endswith(".gguf") else model
-    of = [m for m in models if m.name in (model, stem)] if len(models) > 1 else models
-    if len(of) != 1:
-        names = ", ".join(m.name for m in models)
-        raise UserError(f"measured: the study is of {names}; name the candidate's model as one of them")
-    return of[0]
-
-
-def _points(study: LoadStudy, model: str | None) -> Sequence[LoadPoint]:
-    name = ran_as(study, model).name
-    return [p for p in study.points if p.rate_per_s is not None and p.model == name]

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from breakeven.answer.evaluate import Assessed
-from breakeven.answer.regions import Handover
+from breakeven.answer.regions import Handover, best_of
 from breakeven.answer.words import rate_text
-from breakeven.answer.worlds import COST_TIE, Contender, Floats, Worlds, factors, span_of
+from breakeven.answer.worlds import COST_TIE, Contender, Floats, Indices, Worlds, factors, span_of
 from breakeven.results.decision import Flip
 from breakeven.stats.estimate import Estimate, bracketed
 
@@ -96,14 +96,15 @@ def along(
     """Flips of the winner along `values`, of which `worlds` holds the same contenders at one load each.
 
     A flip lies where the new winner's share of the worlds overtakes the old one's; its band, where that share goes
-    from a twentieth to nineteen twentieths. Interpolated in ln(value).
+    from a twentieth to nineteen twentieths. Interpolated in ln(value). Where nobody can serve there is no flip.
     """
     names = worlds[0].names
-    share_CV = np.array([[(w.winners_DR[:, 0] == c).mean() for w in worlds] for c in range(len(names))])
-    best_V = share_CV.argmax(axis=0)
+    best_V, share_CV = _best(worlds)
     found = []
     for i in np.flatnonzero(np.diff(best_V)).tolist():
         left, right = int(best_V[i]), int(best_V[i + 1])
+        if left < 0 or right < 0:
+            continue
         lead_V = share_CV[right] / np.maximum(share_CV[right] + share_CV[left], 1e-12)
         at, low, high = (_cross(lead_V[i : i + 2], values[i : i + 2], level) for level in (0.5, 0.05, 0.95))
         span = bracketed(at, low, high)
@@ -124,7 +125,7 @@ def along(
 def precision_flips(formats: Sequence[str], worlds: Sequence[Worlds], kinds: Mapping[str, str]) -> list[Flip]:
     """Changes of the winner from one weight format to the next, at the study's load; `formats` from wide to narrow."""
     names = worlds[0].names
-    best = [int(np.array([(w.winners_DR[:, 0] == c).mean() for c in range(len(names))]).argmax()) for w in worlds]
+    best: list[int] = _best(worlds)[0].tolist()
     return [
         Flip(
             quantity="precision",
@@ -137,8 +138,13 @@ def precision_flips(formats: Sequence[str], worlds: Sequence[Worlds], kinds: Map
             f"{names[right]} ({kinds[names[right]]})",
         )
         for (before, fmt), (left, right) in zip(itertools.pairwise(formats), itertools.pairwise(best), strict=True)
-        if left != right
+        if left != right and min(left, right) >= 0
     ]
+
+
+def _best(worlds: Sequence[Worlds]) -> tuple[Indices, Floats]:
+    """`best_of` worlds of the same contenders, at one load each."""
+    return best_of(np.stack([w.winners_DR[:, 0] for w in worlds], axis=1), len(worlds[0].names))
 
 
 def price_flip(winner: str, runner_up: str, margin: Estimate) -> Flip | None:

@@ -6,12 +6,16 @@ Legend: D draws. Costs are dollars an hour at the study's load.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from breakeven.answer.candidates import HOURS_PER_MONTH, Reasons, beyond_budget
+from breakeven.answer.evaluate import Assessed
+from breakeven.answer.study.plan import StudyPlan
 from breakeven.answer.worlds import DRAWS, Contender, Doubt, DrawnFleet, Floats, factors, span_of
+from breakeven.model.quality.scores import QualityScore
 from breakeven.results.cost import Api
 from breakeven.results.decision import TrafficShare
 from breakeven.stats.estimate import Estimate
@@ -133,3 +137,51 @@ def _bill(contender: Contender, rate: float | Floats, seed: int) -> Floats:
 
 def _share(name: str, traffic: str, share: float, bill_D: Floats) -> TrafficShare:
     return TrafficShare(candidate=name, traffic=traffic, share=share, usd_per_hour=span_of(bill_D))
+
+
+def for_all(
+    plan: StudyPlan, found: Sequence[Assessed], scores: Mapping[str, QualityScore]
+) -> tuple[list[Assessed], list[str]]:
+    """Those that may serve every part of the traffic, and of the others which part they may not, in words."""
+    able, barred = [], []
+    for e in found:
+        lost = [p.name for p in plan.parts if not _may_serve(p.candidates, p.floor, e.plan.name, scores)]
+        if lost:
+            barred.append(f"{e.plan.name} may not serve the part {lost[0]!r}, so not all of it alone.")
+        else:
+            able.append(e)
+    return able, barred
+
+
+def mix_of(
+    plan: StudyPlan, found: Sequence[Assessed], scores: Mapping[str, QualityScore], ruled: Mapping[str, Reasons]
+) -> tuple[Mix | None, list[str]]:
+    """The cheapest combination, if it is within the budget, and in words why there is none where that can be said.
+
+    A part with a floor of its own lets in candidates the study's floor keeps out.
+    """
+    lower = any(part.floor is not None for part in plan.parts)
+    contenders = [
+        c
+        for e in found
+        if not ruled[e.plan.name].ever and (lower or not ruled[e.plan.name].quality) and (c := e.contender())
+    ]
+    parts = [
+        MixPart(
+            p.name, p.share, frozenset(c.name for c in contenders if _may_serve(p.candidates, p.floor, c.name, scores))
+        )
+        for p in plan.parts
+    ]
+    if lost := [part.name for part in parts if not part.allowed]:
+        return None, [f"Nobody is left who may serve the part {name!r}." for name in lost]
+    mix = best_mix(contenders, parts, plan.load_per_s, plan.seed)
+    # The busiest hour of a day, all month long, is nobody's bill.
+    if mix is None or plan.hours_per_s:
+        return mix, []
+    beyond = beyond_budget(plan, mix.usd_per_hour.scaled(HOURS_PER_MONTH))
+    return (mix, []) if beyond is None else (None, [f"The cheapest combination {beyond}."])
+
+
+def _may_serve(only: Sequence[str], floor: float | None, name: str, scores: Mapping[str, QualityScore]) -> bool:
+    score = scores[name].value
+    return (not only or name in only) and (floor is None or (score is not None and score >= floor))

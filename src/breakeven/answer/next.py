@@ -46,10 +46,10 @@ def calibration_of(machine: str, engine: str, candidates: Sequence[str]) -> Opti
     )
 
 
-def capacity_of(candidate: str, model: str, machine: str, engine: str, slo: str) -> Option:
-    """Measure one candidate on its machine."""
+def capacity_of(candidate: str, command: str, machine: str) -> Option:
+    """Measure one candidate on its machine by `command`."""
     return Option(
-        f"breakeven capacity {model} --engine {engine}{f' --slo {slo}' if slo else ''}    (on {machine})",
+        f"{command}    (on {machine})",
         f"the capacity of {candidate} is predicted; measured, it is known within a few per cent",
         frozenset([candidate]),
         0.0,

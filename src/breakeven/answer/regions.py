@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from breakeven.answer.worlds import COST_TIE, SPEED_TIE, Floats, Worlds, span_of
+from breakeven.answer.worlds import COST_TIE, SPEED_TIE, Floats, Indices, Worlds, span_of
 from breakeven.results.decision import Region
 from breakeven.results.point import nearest
 from breakeven.stats.estimate import Estimate, bracketed
@@ -33,11 +33,21 @@ class Handover:
     """An end of the band lies beyond the loads looked at."""
 
 
+def best_of(winners_DR: Indices, contenders: int) -> tuple[Indices, Floats]:
+    """Who wins most of the worlds at each load, (R), and every contender's share of the worlds, (C, R).
+
+    -1 where nobody can serve: not as predicted, nor in half of the worlds. Worlds in which nobody can count for nobody,
+    so that who only just keeps a promise does not lose to them.
+    """
+    share_CR = np.stack([(winners_DR == c).mean(axis=0) for c in range(contenders)])
+    nobody_R = (winners_DR[0] < 0) & (share_CR.sum(axis=0) < 0.5)
+    return np.where(nobody_R, -1, share_CR.argmax(axis=0)), share_CR
+
+
 def regions_of(worlds: Worlds) -> list[Region]:
     """Runs of loads with one winner, ascending. A load nobody can serve belongs to no region."""
     winners_DR = worlds.winners_DR
-    share_CR = np.stack([(winners_DR == c).mean(axis=0) for c in range(len(worlds.names))])
-    best_R = np.where((winners_DR >= 0).mean(axis=0) >= 0.5, share_CR.argmax(axis=0), -1)
+    best_R, share_CR = best_of(winners_DR, len(worlds.names))
     sure_R = _smooth(share_CR.max(axis=0), worlds.rates_R) >= SURE
     found = []
     for start, end in _runs(2 * best_R + sure_R):
@@ -83,12 +93,13 @@ def _merged(regions: list[Region]) -> list[Region]:
 def handovers_of(worlds: Worlds) -> list[Handover]:
     """Every change of winner along the loads, with the band in which it lies."""
     winners_DR = worlds.winners_DR
-    share_CR = np.stack([(winners_DR == c).mean(axis=0) for c in range(len(worlds.names))])
-    best_R = share_CR.argmax(axis=0)
+    best_R, _ = best_of(winners_DR, len(worlds.names))
     runs = _runs(best_R)
     found = []
     for (start, _), (after, end) in itertools.pairwise(runs):
         left, right = int(best_R[start]), int(best_R[after])
+        if left < 0 or right < 0:
+            continue  # where nobody can serve, nobody takes over
         here = slice(start, end + 1)
         at_D = _thresholds(winners_DR[:, here] == left, winners_DR[:, here] == right, worlds.rates_R[here])
         span = span_of(at_D)
@@ -132,10 +143,9 @@ def standing_at(worlds: Worlds, rate_per_s: float) -> Standing:
 def winner_at(worlds: Worlds, rate_per_s: float) -> tuple[int, float]:
     """Index of the winner at the load nearest to `rate_per_s` (-1: nobody) and the share of worlds it wins in."""
     at = nearest(worlds.rates_R, rate_per_s)
-    winners_D = worlds.winners_DR[:, at]
-    names, counts = np.unique(winners_D, return_counts=True)
-    best = int(counts.argmax())
-    return int(names[best]), float(counts[best] / len(winners_D))
+    best_R, share_CR = best_of(worlds.winners_DR[:, at : at + 1], len(worlds.names))
+    best = int(best_R[0])
+    return best, float(share_CR[best, 0] if best >= 0 else 1.0 - share_CR.sum())
 
 
 def _thresholds(left_DR: Floats, right_DR: Floats, rates_R: Floats) -> Floats:

@@ -5,15 +5,22 @@ Pure: the same numbers give the same words.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from types import MappingProxyType
 
+import msgspec
+
 from breakeven.answer.mixes import Mix
 from breakeven.answer.regions import Standing
 from breakeven.answer.worlds import COST_TIE
+from breakeven.price.pricing import NOT_BILLED
 from breakeven.results.decision import CandidateResult, Day, Flip, Outcome, Verdict
 from breakeven.stats.estimate import Estimate
+
+MOST_DIGITS = 12
+"""Behind the point of a sum: smaller ones are nothing."""
 
 
 def span_text(span: Estimate) -> str:
@@ -21,7 +28,9 @@ def span_text(span: Estimate) -> str:
 
 
 def usd_text(span: Estimate) -> str:
-    digits = 2 if span.value >= 0.1 else 4
+    """Dollars to the cent, below ten cents to a hundredth of one, and smaller sums to two digits."""
+    small = 0 < span.value < 0.1
+    digits = min(max(4, 1 - math.floor(math.log10(span.value))), MOST_DIGITS) if small else 2
     if span.most - span.least < 10**-digits:
         return f"${span.value:,.{digits}f}"
     return f"${span.value:,.{digits}f} (${span.low:,.{digits}f} to ${span.high:,.{digits}f})"
@@ -42,6 +51,13 @@ MOST_STRETCHES = 3
 PROBABLE = 0.9
 KIND_WORDS = {"moe": " (MoE)", "dense": " (dense)"}
 DAY_HOURS = 24
+
+
+def period_text(hours: int) -> str:
+    """What so many hours of load are called: "day", "week", "30 hours"."""
+    if hours <= DAY_HOURS:
+        return "day"
+    return "week" if hours == 7 * DAY_HOURS else f"{hours} hours"
 
 
 def turns_text(by_hour: Sequence[str], kinds: Mapping[str, str] = MappingProxyType({})) -> str:
@@ -73,19 +89,21 @@ def verdict_of(
     needed: Sequence[str],
     day: Day | None = None,
     settles: Mapping[str, str] = MappingProxyType({}),
+    aside: Sequence[str] = (),
 ) -> Verdict:
     """The answer. No winner `here`: nobody can serve this, and `needed` says what it would take.
 
     With a `day`, `here` is who is cheapest over its hours. `settles`: by candidate, the command that would settle a
-    borderline promise.
+    borderline promise. `aside`: what must be said beside any answer.
     """
     by_name = {c.name: c for c in candidates}
     kinds = {c.name: c.kind for c in candidates}
     if mix is not None:
-        return _both(mix, kinds)
+        both = _both(mix, kinds)
+        return msgspec.structs.replace(both, because=[*both.because, *aside])
     if here.winner is None:
         sentence = "None of these candidates can serve this workload."
-        return Verdict(outcome="none", winner=None, sentence=sentence, because=list(needed))
+        return Verdict(outcome="none", winner=None, sentence=sentence, because=[*needed, *aside])
     winner, sure = here.winner, here.sure
     best = by_name[winner]
     because = [
@@ -103,15 +121,17 @@ def verdict_of(
     because += _ranked(candidates)
     ruled = [c for c in candidates if c.ruled_out]
     edges = [c for c in candidates if c.borderline and not c.ruled_out]
+    because[1:1] = [f"{winner}: {note}." for note in best.notes if note.startswith(NOT_BILLED)]
     # Right behind what the winner carries: who only just keeps a promise may be the answer.
     because[1:1] = [
         f"{c.name} is {c.borderline}" + (f"; `{settles[c.name]}` would settle it." if c.name in settles else ".")
         for c in edges
     ]
     because += [f"{c.name} is ruled out: {c.ruled_out[0]}" for c in ruled]
+    because += aside
     if here.same:
-        both = f"{winner} and {here.runner_up}"
-        sentence = f"No difference worth your time at {rate_text(load_per_s)}: {both} cost the same and answer as fast."
+        pair = f"{winner} and {here.runner_up}"
+        sentence = f"No difference worth your time at {rate_text(load_per_s)}: {pair} cost the same and answer as fast."
         return Verdict(outcome="no_difference", winner=None, sentence=sentence, because=because)
     outcome: Outcome = "api" if best.capacity_per_s is None else "moe" if best.kind == "moe" else "dense"
     kind = {"moe": "MoE", "dense": "dense", "unknown": "hosted"}[best.kind]
@@ -120,7 +140,7 @@ def verdict_of(
     when = f"at {rate_text(load_per_s)}{bill}"
     if day is not None:
         spent = next(each.usd_per_day for each in day.bills if each.candidate == winner)
-        when = f"over the {'week' if len(day.hours_per_s) > DAY_HOURS else 'day'}: {usd_text(spent)} a day"
+        when = f"over the {period_text(len(day.hours_per_s))}: {usd_text(spent)} a day"
     probably = "" if sure >= PROBABLE else "Probably "
     verb = "run" if best.capacity_per_s is not None else "use"
     # Where somebody's weights lie in host memory, where the winner's lie is part of the answer.

@@ -1,7 +1,7 @@
 """What may be wrong, drawn many times, and what every candidate costs and how fast it answers in each such world.
 
-A verdict's bands come from here. Each draw is one possible world: every machine's profile is off by one factor, every
-model by one more. A difference between two models on one machine keeps only the second, which is why it is known
+A verdict's bands come from here. Each draw is one possible world: every engine on a machine is off by one factor, every
+model by one more. A difference between two models under one of them keeps only the second, which is why it is known
 better than either speed.
 
 A candidate's bill for whole arrays of loads and fleets is `price.staircase`, drawn many times. In one draw what fleets
@@ -39,7 +39,8 @@ Z95 = 1.96
 class Doubt:
     """How wrong the step times of one candidate may be, as half-widths of ln(true / predicted) at 95 %.
 
-    `machine` names what is shared: candidates with the same profile are wrong together by `shared`, each by `own` more.
+    `machine` names what is shared: candidates under one engine on one machine are wrong together by `shared`, each by
+    `own` more.
     """
 
     candidate: str

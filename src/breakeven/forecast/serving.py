@@ -124,6 +124,19 @@ def replica_of(
     return TrialReplica(model, policy, few)
 
 
+def traced_text(trace: TraceRows | None, requests: int | None = None) -> str:
+    """Of which part of a long trace capacities are, in words; empty where all of it is simulated.
+
+    `requests`: as `replica_of` takes it.
+    """
+    least = LEAST_TRACED if requests is None else requests
+    if trace is None or len(trace) <= least:
+        return ""
+    more = f" (up to {MOST_REQUESTS:,} where a replica holds many at once)" if requests is None else ""
+    where = "where later hours are more bursty or have longer requests, give a trace that begins there"
+    return f"its first {least:,} of {len(trace):,} requests{more}, brought to each load; {where}"
+
+
 def saturation_per_s(replica: TrialReplica) -> float:
     """Requests a second of a replica that always has another one waiting; in conversations, without any thinking.
 

@@ -103,6 +103,19 @@ def power_of(
     return Power(idle_w=overhead * idle_w, busy_w=overhead * max(idle_w, busy_w))
 
 
+NOT_BILLED = "its electricity is NOT in the bill"
+"""Begins what is said of a machine whose watts nobody knows."""
+
+
+def unpowered(pricing: Pricing, power: Power | None) -> str | None:
+    """That the bill of a machine that is bought lacks its electricity, and which watts to give; None: it does not."""
+    if not isinstance(pricing, Own) or power is not None or not pricing.usd_per_kwh > 0:
+        return None
+    missing = [word for word, watts in (("idle", pricing.idle_w), ("busy", pricing.busy_w)) if watts is None]
+    when = f" when {missing[0]}" if len(missing) == 1 else ""
+    return f"{NOT_BILLED}: nobody says what it draws{when}; give its {' and '.join(missing)} watts beside its price"
+
+
 def machine_usd_per_hour(pricing: Own | Rented, power: Power | None = None, busy: float = 0.0) -> float:
     """Dollars an hour of one replica that is busy for a share `busy` of its time; the verdict's and the gateway's.
 

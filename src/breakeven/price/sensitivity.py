@@ -18,7 +18,7 @@ from breakeven.errors import UserError
 from breakeven.forecast.model import StepModel
 from breakeven.price.break_even import Offer, break_evens
 from breakeven.price.pricing import idle_usd_per_hour
-from breakeven.results.cost import Api, Own, Pricing, Rented, WhatIf
+from breakeven.results.cost import Api, Own, Rented, WhatIf
 from breakeven.stats.estimate import Estimate
 
 LARGE_FLEET = 16
@@ -89,8 +89,8 @@ def what_if(
     )
 
 
-def times(pricing: Pricing, factor: float) -> Pricing:
-    """`pricing` of a replica of `factor` times the machine: rent, purchase, upkeep and power. An API stays as it is."""
+def times(pricing: Own | Rented, factor: float) -> Own | Rented:
+    """`pricing` of a replica of `factor` times the machine: rent, purchase, upkeep and power."""
     match pricing:
         case Rented():
             return msgspec.structs.replace(pricing, usd_per_hour=factor * pricing.usd_per_hour)
@@ -102,8 +102,6 @@ def times(pricing: Pricing, factor: float) -> Pricing:
                 idle_w=None if pricing.idle_w is None else factor * pricing.idle_w,
                 busy_w=None if pricing.busy_w is None else factor * pricing.busy_w,
             )
-        case Api():
-            return pricing
 
 
 def parity_usd_per_hour(offer: Offer, other: Offer, rate_per_s: float) -> Estimate | None:

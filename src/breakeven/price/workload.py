@@ -24,13 +24,26 @@ SAMPLE = 4000
 
 
 def priced_traffic(workload: Workload, trace: TraceRows | None = None, cached_share: float = 0.0) -> PricedTraffic:
-    """Mean tokens of a request, earlier turns of its conversation included, and requests of a conversation."""
+    """Mean tokens of a request, earlier turns of its conversation included, and requests of a conversation.
+
+    Lengths that a trace brings are those of all its requests; of one with conversations, of its first `SAMPLE`.
+    """
     requests = unit_requests(workload, trace, SAMPLE)
     # A draw may end inside a conversation; only a trace has to be counted.
     turns = workload.turns if trace is None else len(requests) / max(1, int(np.sum(requests.heads)))
+    prompt_tokens = float(np.mean(requests.prompt_tokens_N))
+    output_tokens = float(np.mean(requests.output_tokens_N))
+    arrivals = workload.arrivals
+    cut = arrivals.start_s > 0 or arrivals.end_s is not None
+    if trace is not None and trace.session is None and arrivals.process == "trace" and not cut:
+        # A bill is for all of them, the busy hours that come after the sample too.
+        if workload.prompt is None:
+            prompt_tokens = float(np.mean(np.maximum(trace.prompt, 1)))
+        if workload.output is None:
+            output_tokens = float(np.mean(np.maximum(trace.output, 1)))
     return PricedTraffic(
-        prompt_tokens=float(np.mean(requests.prompt_tokens_N)),
-        output_tokens=float(np.mean(requests.output_tokens_N)),
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
         cached_share=cached_share,
         turns=turns,
     )

@@ -164,6 +164,16 @@ def slo_text(slo: Slo) -> str:
     return ",".join(f"{name}={_duration(value)}" for name, value in values if value is not None)
 
 
+def length_text(length: Length) -> str:
+    """`length` as it is written; `parse_length` of `breakeven.traffic.words` reads it back."""
+    if length.kind == "fixed":
+        return f"{length.mean:.0f}"
+    if length.kind == "uniform":
+        return f"uniform:{length.low}-{length.high}"
+    ends = "" if length.high is None else f"[{length.low}-{length.high}]"
+    return f"{length.kind}:{length.mean:.12g},{length.sd:.12g}{ends}"
+
+
 def _scaled(value: float, unit: str) -> float:
     # Divided where the factor is below 1: 80 / 1000 is exactly the float 0.08, 80 * 0.001 need not be.
     return value / round(1 / UNITS_S[unit]) if UNITS_S[unit] < 1 else value * UNITS_S[unit]

@@ -174,8 +174,9 @@ def _arrivals(where: str, load: Incoming, directory: Path) -> tuple[Path | None,
     recorded = len(rows) / rows.span_s
     scale = load.rate / recorded if load.rate is not None else (load.speed or 1.0)
     # Played faster, a recorded day is still a day: its hours are those of the clock that recorded it.
-    hours = tuple(each * scale for each in _recorded_hours(rows))
-    return path, Arrivals(process="trace", trace=path.name, rate_scale=scale), recorded * scale, hours
+    hours = tuple(each * scale for each in recorded_hours(rows))
+    rate = max(hours, default=recorded * scale)
+    return path, Arrivals(process="trace", trace=path.name, rate_scale=scale), rate, hours
 
 
 def _hours(where: str, day: tuple[float, ...] | str, directory: Path) -> tuple[float, ...]:
@@ -198,7 +199,7 @@ def _hours(where: str, day: tuple[float, ...] | str, directory: Path) -> tuple[f
         raise UserError(f"{where}: load.day: {path.name}: it must give {error}") from None
 
 
-def _recorded_hours(rows: TraceRows) -> tuple[float, ...]:
+def recorded_hours(rows: TraceRows) -> tuple[float, ...]:
     """Mean load of every hour of a trace of at least `LEAST_RECORDED` hours, of at most a week; else nothing."""
     whole = min(round(rows.span_s / HOUR_S), WEEK_HOURS)
     if whole < LEAST_RECORDED:

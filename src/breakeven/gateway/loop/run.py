@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from breakeven.answer.decide import Phase, decide
-from breakeven.answer.study.load import RANGE, read_study
+from breakeven.answer.study.load import RANGE, read_study, recorded_hours
 from breakeven.answer.study.plan import CandidatePlan, Incoming, QualityPlan, SchedulerLimits, ServiceLevel, StudyPlan
 from breakeven.errors import UserError
 from breakeven.gateway.loop.traffic import Logged, workload_of_log, write_trace
@@ -36,8 +36,12 @@ from breakeven.version import __version__
 
 
 def study_on_log(plan: StudyPlan, logged: Logged, trace: Path) -> StudyPlan:
-    """`plan` with the traffic of `logged`, which lies in the file `trace`. Candidates, prices and SLO stay."""
-    load_per_s = logged.rate_per_s
+    """`plan` with the traffic of `logged`, which lies in the file `trace`. Candidates, prices and SLO stay.
+
+    A long log is a day of its own hours, as a long trace is; of a shorter one nobody knows the other hours.
+    """
+    hours = recorded_hours(logged.rows)
+    load_per_s = max(hours, default=logged.rate_per_s)
     return replace(
         plan,
         workload=_workload(logged, trace, plan.workload),
@@ -45,6 +49,7 @@ def study_on_log(plan: StudyPlan, logged: Logged, trace: Path) -> StudyPlan:
         load_per_s=load_per_s,
         low_per_s=min(plan.low_per_s, load_per_s / RANGE),
         high_per_s=max(plan.high_per_s, load_per_s * RANGE),
+        hours_per_s=hours,
         # The trace written here is our own, whatever the study's was.
         load=replace(
             plan.load,
@@ -208,7 +213,11 @@ def sentence_of(before: Decision | None, after: Decision, stands: bool | None) -
     """Whether the verdict stands, in words."""
     if before is None or stands is None:
         return f"On the logged traffic: {after.verdict.sentence}"
-    loads = f"at {before.load_per_s:.3g} requests/s as planned and at the {after.load_per_s:.3g} that came"
+    busiest = [" in the busiest hour" if each.day is not None else "" for each in (before, after)]
+    loads = (
+        f"at {before.load_per_s:.3g} requests/s{busiest[0]} as planned and at the {after.load_per_s:.3g} that came"
+        f"{busiest[1]}"
+    )
     if stands:
         return f"The verdict still stands, {loads}: {after.verdict.sentence}"
     return f"The verdict has changed, {loads}. Before: {before.verdict.sentence} Now: {after.verdict.sentence}"
@@ -223,6 +232,9 @@ def fleet_of(found: CandidateResult, logged: Logged) -> LoggedFleet:
     point = found.cost[nearest(rates, logged.rate_per_s)] if rates else None
     hours = logged.rows.span_s / 3600.0
     hourly = None if point is None else point.usd_per_hour
+    if point is not None and point.replicas is None:
+        # Of what is paid by the token every request counts, and the load nearest to the mean is not the mean.
+        hourly = point.usd_per_hour.scaled(logged.rate_per_s / point.rate_per_s)
     return LoggedFleet(
         candidate=found.name,
         replicas=None if point is None else point.replicas,
