@@ -58,7 +58,12 @@ class Speech:
         self._plan = plan
         self._spoken = self._dialect = plan.spoken
         self._number = 0
-        self._headers = [(name.lower().encode(), value.encode()) for name, value in self._spoken.headers.items()]
+        # An agent of its own is the connection's affair (`lane.agent_of`).
+        self._headers = [
+            (name.lower().encode(), value.encode())
+            for name, value in self._spoken.headers.items()
+            if name.lower() != "user-agent"
+        ]
         root, self._under = split_base(plan.url or "/v1")
         self._query = self._spoken.query_at(urlsplit(root).path)
         self._paths: dict[str, str] = {
