@@ -35,6 +35,7 @@ from breakeven.measure.bodies import prepare_bodies
 from breakeven.measure.events import RequestDone
 from breakeven.measure.pool import Call, Pool
 from breakeven.measure.runner import CompletionRequest, run_block
+from breakeven.measure.token_counts import asked_usage
 from breakeven.traffic.draw import draw
 from breakeven.traffic.workload import Arrivals, Length, Workload
 from breakeven.wire.behaviours import whole
@@ -119,6 +120,9 @@ def test_a_deployments_path_gets_its_version_and_a_url_may_say_another() -> None
     [
         ({"quey": {}}, "mine.yaml: quey: no such key, did you mean query?"),
         ({"like": "azur"}, "mine.yaml: like: found 'azur', it must be one of openai, azure"),
+        ({"like": ["azure"]}, "mine.yaml: like: found ['azure'], it must be one of openai, azure"),
+        ({"like": []}, "mine.yaml: like: found [], it must be one of openai, azure"),
+        ({"like": {"like": "azure"}}, "mine.yaml: like: found {'like': 'azure'}, it must be one of openai"),
         ({"query": "x"}, "mine.yaml: query: it must give names with values"),
         ({"body": ["seed"]}, "mine.yaml: body: it must give fields, each drop"),
         ({"body": {"seed": "remove"}}, "mine.yaml: body.seed: found 'remove', it must be drop, {rename"),
@@ -132,11 +136,19 @@ def test_a_deployments_path_gets_its_version_and_a_url_may_say_another() -> None
         ({"like": "vllm", "body": {"stream_options": "drop"}}, "mine.yaml: body.stream_options: dropped, and"),
         ({"like": "llama.cpp", "body": {"cache_prompt": "drop"}}, "mine.yaml: body.cache_prompt: dropped, and"),
         ({"key_form": "Bearer"}, "mine.yaml: key_form: found 'Bearer' without $key"),
+        ({"key_form": "Bearer $key\n"}, "mine.yaml: key_form: holds what no header can"),
+        ({"key_form": "\u2192 $key"}, "mine.yaml: key_form: holds what no header can"),
         ({"key_header": "a b"}, "mine.yaml: key_header: found 'a b'"),
         ({"headers": {"authorization": "x"}}, "mine.yaml: headers.authorization: is where the key goes"),
         ({"headers": {"Content-Length": "1"}}, "mine.yaml: headers.Content-Length: is the connection's own"),
         ({"headers": {"x": "a\nb"}}, "mine.yaml: headers.x: holds what no header can"),
         ({"socket": "s", "proxy": "http://p:1"}, "mine.yaml: socket: and proxy lead to two places"),
+        ({"proxy": "https://p:1"}, "mine.yaml: proxy: must be an HTTP proxy's URL"),
+        ({"proxy": "p:1"}, "mine.yaml: proxy: must be an HTTP proxy's URL"),
+        ({"proxy": "http://p:1/path"}, "mine.yaml: proxy: must be an HTTP proxy's URL"),
+        ({"proxy": "http://p:1?a=b"}, "mine.yaml: proxy: must be an HTTP proxy's URL"),
+        ({"proxy": "http://user:sk-secret@p:1"}, "mine.yaml: proxy: must be an HTTP proxy's URL without a user"),
+        ({"proxy": "http://p:99999"}, "mine.yaml: proxy: must be an HTTP proxy's URL"),
         ({"certificate_key": "k"}, "mine.yaml: certificate_key: without its certificate"),
         ({"several_usages": "often"}, "mine.yaml: several_usages: Expected `bool`"),
     ],
@@ -145,6 +157,7 @@ def test_what_is_wrong_with_ones_own_is_one_line_with_file_and_key(found: dict[s
     with pytest.raises(UserError, match=re.escape(complaint)) as caught:
         described(found, "mine.yaml")
     assert "\n" not in str(caught.value)
+    assert "sk-secret" not in str(caught.value)
 
 
 def test_ones_own_dialect_stands_in_a_file_named_behind_the_model(tmp_path: Path) -> None:
@@ -180,6 +193,20 @@ def test_fields_are_dropped_renamed_and_added_and_what_a_request_says_itself_sta
         (400, [{"error": {"message": 'Unknown name "seed": Cannot find field.'}}], "seed"),
         (400, {"error": {"message": "Additional properties are not allowed ('seed' was unexpected)"}}, "seed"),
         (400, {"error": {"message": "unrecognized argument: seed"}}, "seed"),
+        (400, {"error": {"message": "unrecognized: ['stream_options', 'seed']"}}, "seed"),
+        (400, {"error": {"message": "it is unknown", "param": "stream_options", "code": 400}}, "stream_options"),
+        # Of a field with parts the part is meant, but for what the field is for.
+        (422, {"detail": [{"type": "extra_forbidden", "loc": ["body", "stream_options", "include_usage"]}]},
+         "stream_options"),
+        (422, {"object": "error", "message": json.dumps({"detail": [{"type": "extra_forbidden",
+         "loc": ["body", "stream_options", "include_usage"], "msg": "Extra inputs are not permitted"}]})},
+         "stream_options"),
+        (422, {"detail": [{"type": "extra_forbidden", "loc": ["body", "stream_options", "include_obfuscation"],
+         "msg": "Extra inputs are not permitted", "input": True}]}, None),
+        (422, {"object": "error", "message": json.dumps({"detail": [{"type": "extra_forbidden",
+         "loc": ["body", "stream_options", "include_obfuscation"], "msg": "Extra inputs are not permitted"}]})}, None),
+        (400, {"error": {"message": "Unknown parameter: 'stream_options.include_obfuscation'.",
+         "param": "stream_options.include_obfuscation", "code": "unknown_parameter"}}, None),
         # Nothing is learned of values, of what is not sent, and under other statuses.
         (422, {"detail": [{"type": "int_parsing", "loc": ["body", "seed"], "msg": "must be an integer"}]}, None),
         (400, {"error": {"message": "seed must be a whole number"}}, None),
@@ -214,6 +241,10 @@ def test_lessons_are_kept_as_bits_and_the_later_name_gives_way() -> None:
         (b'{"error": {"message": "no\\nway"}}', "no way"),
         (b'[{"error": {"message": "no way"}}]', "no way"),
         (json.dumps({"message": json.dumps([{"loc": ["body", "a"], "msg": "no way"}])}).encode(), "body.a: no way"),
+        (json.dumps({"error": {"message": "no", "metadata": {"raw": json.dumps({"message": "way"})}}}).encode(),
+         "no: way"),
+        (b'{"error": {"message": "no", "metadata": {"raw": "way"}}}', "no: way"),
+        (b'{"error": {"message": "no", "metadata": {"raw": null}}}', "no"),
         (b"<html>no way</html>", "<html>no way</html>"),
         (b"", ""),
     ],
@@ -280,6 +311,73 @@ async def _asked(backend: Backend) -> RequestDone:
     finally:
         await pool.close()
     return found[0]
+
+
+TOO_FEW = {
+    "error": {
+        "message": "Provider returned error",
+        "code": 400,
+        "metadata": {
+            "raw": json.dumps({"error": {"message": "Invalid 'max_output_tokens': integer below minimum value. "
+                                         "Expected a value >= 16, but got 1 instead."}}),
+            "provider_name": "OpenAI",
+        },
+    }
+}  # fmt: skip
+
+
+def test_a_server_that_gives_no_fewer_than_16_tokens_is_connected_to() -> None:
+    with strict_server("openrouter") as server:
+        refusal = whole(json.dumps(TOO_FEW).encode(), status=400)
+        server.script = lambda asked: refusal if asked.fields["max_tokens"] < 16 else "ok"
+        backend = connect(f"{server.base_url}#m@openrouter")
+        prompt: dict[str, object] = {"messages": [{"role": "user", "content": "hi"}]}
+        counted = asked_usage(backend, "/v1/chat/completions", prompt)
+        asked = [json.loads(body)["max_tokens"] for body in server.seen.bodies]
+        server.script = lambda asked: refusal
+        with pytest.raises(UserError, match="returned error: Invalid 'max_output_tokens': integer below minimum"):
+            connect(f"{server.base_url}#m@openrouter")
+    assert (asked, counted) == ([1, 16, 1, 16], 7)
+    assert "learned" not in backend.settings
+
+
+@pytest.mark.parametrize("name", ["m:nitro", "m-latest"])
+def test_a_host_is_asked_for_what_its_list_does_not_hold(name: str) -> None:
+    with strict_server("openrouter") as server:
+        backend = connect(f"{server.base_url}#{name}@openrouter")
+        server.script = lambda asked: whole(b'{"error": {"message": "not a valid model ID"}}', status=400)
+        with pytest.raises(UserError, match=f"lists no model {name} and refuses it: not a valid model ID; it has m$"):
+            connect(f"{server.base_url}#{name}@openrouter")
+    assert backend.served_model == name
+
+
+def test_a_part_of_stream_options_that_is_refused_costs_that_part_alone() -> None:
+    loc = ["body", "stream_options", "continuous_usage_stats"]
+    part = {"type": "extra_forbidden", "loc": loc, "msg": "Extra inputs are not permitted"}
+    refusal = whole(json.dumps({"detail": [part]}).encode(), status=422)
+    with golden_server(owned_by="vllm") as server:
+        server.script = lambda asked: refusal if "continuous_usage_stats" in str(asked.fields) else "ok"
+        backend = connect(f"{server.url}/v1#golden")
+    assert (backend.engine, backend.takes_extra_fields) == ("vllm", True)
+    assert backend.dialect.name_of("stream_options", chat=False) == "stream_options"
+    assert backend.settings["learned"] == "no stream_options.continuous_usage_stats"
+
+
+def test_a_proxy_for_a_url_without_tls_is_refused_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("proxy: http://proxy.example:3128\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: proxy: opens a way to https:// alone"):
+        parse_url(f"http://model.example/v1#m@{file}")
+    assert parse_url(f"https://model.example/v1#m@{file}").dialect.proxy == "http://proxy.example:3128"
+
+
+def test_an_agent_of_ones_own_goes_in_the_place_of_ours() -> None:
+    spoken = Dialect(headers={"user-agent": "mine/1", "x-team": "a"})
+    backend = Backend("http://127.0.0.1:1", "m", None, {}, None, None, spoken=spoken)
+    call = Call(block="b", index=0, path="/v1/completions", body=b"", prompt_tokens=1, max_tokens=1, due_ns=None)
+    for mine, agent in ((backend, b"mine/1"), (replace(backend, spoken=None), b"breakeven/")):
+        head = Pool(mine)._head(call).lower()
+        assert head.count(b"user-agent: ") == head.count(b"user-agent: " + agent) == 1
 
 
 def test_a_wrong_key_and_its_header_are_told_in_the_servers_own_words(monkeypatch: pytest.MonkeyPatch) -> None:

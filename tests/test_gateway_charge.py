@@ -507,6 +507,9 @@ COUNTS = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
         (CHAT, {**WHOLE, "usage": {**COUNTS, "completion_tokens": 3.0, "prompt_tokens_details": []}}, 12, 3),
         (CHAT, {**WHOLE, "usage": {"prompt_tokens": 0, "completion_tokens": 0}}, None, 7),
         (CHAT, {**WHOLE, "usage": None}, None, 7),
+        (CHAT, {**WHOLE, "usage": {"prompt_tokens": 10120, "completion_tokens": 1499, "total_tokens": 14428}}, 10120,
+         4308),
+        (CHAT, {**WHOLE, "usage": {"prompt_tokens": 3379, "completion_tokens": 12, "total_tokens": 3459}}, 3379, 80),
         (CHAT, WHOLE, None, 7),
         (CHAT, {"choices": "one two three", "usage": COUNTS}, 12, 3),
         ("/v1/messages", {"content": [{"type": "text", "text": "one two three"}], "usage": {"input_tokens": 2,
@@ -631,3 +634,56 @@ def test_counts_that_come_before_the_end_are_a_beginning() -> None:
             assert least <= world.charged[1] <= most
 
     run(play)
+
+
+WRONG_KEYS = [
+    {"code": "Client specified an invalid argument", "error": "Incorrect API key provided: sk***gA. See console.x.ai."},
+    [{"error": {"code": 400, "message": "API key not valid: sk***gA", "details": [{"reason": "API_KEY_INVALID"}]}}],
+]
+
+
+@pytest.mark.parametrize("said", WRONG_KEYS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_wrong_key_of_ours_that_is_told_with_400_is_no_clients_affair(said: object, stream: bool) -> None:
+    words = json.dumps(said).encode()
+
+    def play() -> None:
+        world = World()
+        client = world.ask(stream=stream)
+        for _ in BACKENDS:
+            assert not client.over, "somebody else is asked"
+            end_with(world, 400, words)
+        assert (client.status, world.sent) == (502, len(BACKENDS))
+        assert b"it does not take the gateway's own key" in client.said
+        for told in (client.said, world.records[0].error.encode()):
+            assert b"sk***gA" not in told
+        assert world.charged == (0, 0, 0.0)
+        assert_nothing_left(world)
+
+    run(play)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"user": "an incorrect API key provided"}, {"metadata": {"api key invalid": ""}}, {"API key not valid": 1}],
+)
+def test_whoever_sends_such_words_to_be_repeated_closes_no_backend(fields: dict[str, Any]) -> None:
+    words = json.dumps(WRONG_KEYS[0]).encode()
+
+    def play() -> None:
+        world = World()
+        client = world.ask(**fields)
+        end_with(world, 400, words)
+        assert (client.status, client.said, world.sent) == (400, words, 1)
+        assert_nothing_left(world)
+
+    run(play)
+
+
+def end_with(world: World, status: int, body: bytes) -> None:
+    """The backend that is asked refuses."""
+    (one,) = world.asked
+    one.sink.on_head(status, [(b"content-type", b"application/json")])
+    one.sink.on_body(body)
+    one.over = True
+    one.sink.on_end()

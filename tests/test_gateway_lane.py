@@ -21,7 +21,7 @@ from breakeven.gateway.route.speed import Observed
 from breakeven.gateway.route.view import usd_per_s
 from breakeven.gateway.serve.account import usd_of
 from breakeven.gateway.serve.ask import Client, new_ask, read_body
-from breakeven.gateway.serve.lane import REFRESH_S, STALE_S, Lane, secret_of
+from breakeven.gateway.serve.lane import REFRESH_S, STALE_S, Lane, agent_of, secret_of
 from breakeven.gateway.serve.leg import KEEP_ALIVE_NS, Leg
 from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.gateway.shared.block import Shape, SharedBlock
@@ -195,6 +195,14 @@ def test_a_key_that_is_missing_or_unprintable_is_named_and_not_shown(monkeypatch
     monkeypatch.setenv("SOME_KEY", "sk-canary")
     assert secret_of(plan) == ((b"authorization", b"Bearer sk-canary"),)
     assert secret_of(replace(plan, key_header="x-api-key")) == ((b"x-api-key", b"sk-canary"),)
+
+
+def test_an_agent_of_a_backends_own_goes_once_and_in_the_place_of_ours() -> None:
+    lane = lane_of(SharedBlock(SHAPE), headers={"User-Agent": "mine/1", "x-team": "a"})
+    assert lane.upstream is not None
+    assert lane.upstream._fixed.lower().count(b"user-agent: ") == lane.upstream._fixed.count(b"user-agent: mine/1") == 1
+    assert lane.speech.sent(CHAT, [(b"accept", b"*/*")], {}).headers == [(b"accept", b"*/*"), (b"x-team", b"a")]
+    assert agent_of(BackendPlan(name="b", url="http://127.0.0.1:1/v1")) == ()
 
 
 class Sender:

@@ -159,6 +159,8 @@ def test_every_default_of_the_form_is_that_of_the_plan(tmp_path: Path) -> None:
         ({"backends__0__format": "q99"}, "backends.0.format", "q99"),
         ({"backends__0__speed": {"ttft": "1s", "tokens_per_s": 9, "source": "x"}}, "backends.0", "but not both"),
         ({"backends__0__dialect": "azur"}, "backends.0.dialect", "one of openai, azure, mistral"),
+        ({"backends__0__dialect": ["azure"]}, "backends.0.dialect", "one of openai, azure, mistral"),
+        ({"backends__0__dialect": {"like": "azure"}}, "backends.0.dialect", "one of openai, azure, mistral"),
         ({"backends__0__query": ["a"]}, "backends.0.query", "names with values"),
         ({"backends__0__body": {"seed": "remove"}}, "backends.0.body.seed", "found 'remove', it must be drop, {rename"),
         ({"backends__0__body": {"model": "drop"}}, "backends.0.body.model", "which every request says itself"),

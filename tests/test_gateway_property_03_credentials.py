@@ -128,7 +128,7 @@ def test_no_backend_sees_a_clients_secret(world: World) -> None:
         written = json.dumps(headers).encode()
         for secret in (world.key, COOKIE, ADMIN):
             assert not any(spelling in written for spelling in spellings(secret)), headers
-        named = {"host", "authorization", "content-type", "content-length", "accept", "accept-encoding"}
+        named = {"host", "authorization", "content-type", "content-length", "accept", "accept-encoding", "user-agent"}
         assert set(headers) <= named
         assert headers["accept-encoding"] == "identity", "ours, whatever the client takes"
     # The backends that repeat what they were sent would have told it to the client as well.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from breakeven.gateway.serve.account import tpot_of
 from breakeven.gateway.serve.tap import StreamTap, WholeTap, tap_for
 from breakeven.gateway.serve.usage import Counted, UsageScan
 from breakeven.wire.sse import BOM
@@ -267,3 +269,51 @@ def test_events_made_alike_are_measured_by_their_length(spaces: bool, null: bool
     tap.feed(usage(spaces) + b"\n\n")
     assert tap.counted.output_tokens == 3
     assert tap.output_tokens == len(texts), "a count of fewer tokens than events is not believed"
+
+
+THOUGHTS = {**USAGE, "completion_tokens": 1124, "total_tokens": 1135}
+THOUGHTS["completion_tokens_details"] = {"reasoning_tokens": 1024}
+
+
+@pytest.mark.parametrize(("thoughts", "texts", "tokens"), [(0, 100, 100), (10, 90, 1124), (0, 1124, 1124)])
+def test_thoughts_that_never_came_make_no_stream_fast(thoughts: int, texts: int, tokens: int) -> None:
+    """Charged they are all the same."""
+    thought = {"id": "c", "choices": [{"index": 0, "delta": {"reasoning_content": "hm"}, "finish_reason": None}]}
+    tap = StreamTap(CHAT, drop_usage=True)
+    for event in [b"data: " + json.dumps(thought).encode()] * thoughts + [chunk("word ")] * texts:
+        tap.feed(event + b"\n\n")
+    tap.feed(chunk("", "stop") + b"\n\n")
+    tap.feed(b"data: " + json.dumps({"choices": [], "usage": THOUGHTS}).encode() + b"\n\n")
+    assert (tap.events, tap.output_tokens) == (thoughts + texts, 1124)
+    leg = SimpleNamespace(tap=tap, first_ns=10**9, said_ns=3 * 10**9)
+    assert tpot_of(leg) == pytest.approx(2.0 / (tokens - 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("usage", "output", "thoughts"),
+    [
+        (THOUGHTS, 1124, 1024),
+        ({"input_tokens": 5, "output_tokens": 9, "output_tokens_details": {"reasoning_tokens": 4}}, 9, 4),
+        # Thoughts that are counted beside the rest: xAI, and Gemini, which does not name them.
+        (
+            {
+                "prompt_tokens": 10120,
+                "completion_tokens": 1499,
+                "total_tokens": 14428,
+                "completion_tokens_details": {"reasoning_tokens": 2809},
+            },
+            4308,
+            2809,
+        ),
+        ({"prompt_tokens": 3379, "completion_tokens": 12, "total_tokens": 3459}, 80, 68),
+        # What is not told in full is taken as it stands.
+        ({"prompt_tokens": 0, "completion_tokens": 3, "total_tokens": 15}, 3, 0),
+        ({"completion_tokens": 3, "total_tokens": 15}, 3, 0),
+        ({"prompt_tokens": 12, "total_tokens": 15}, None, 0),
+        ({"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": "many"}, 3, 0),
+    ],
+)
+def test_what_a_usage_says_of_thoughts(usage: dict[str, object], output: int | None, thoughts: int) -> None:
+    counted = Counted()
+    counted.add(usage)
+    assert (counted.output_tokens, counted.thoughts) == (output, thoughts)

@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import Timeouts
+from breakeven.version import __version__
 from breakeven.wire.client import HttpClient
 from breakeven.wire.target import (
     HOP_BY_HOP,
@@ -75,12 +76,29 @@ async def test_a_backend_gets_its_own_key_and_none_of_the_clients() -> None:
             assert server.seen.headers[-1] == {
                 "host": f"127.0.0.1:{server.port}",
                 "authorization": "Bearer " + CANARY.decode(),
+                "user-agent": f"breakeven/{__version__}",
                 "content-type": "application/json",
                 "accept": "text/event-stream",
                 "x-request-id": "r1",
                 "content-length": str(len(body)),
             }
             assert server.seen.bodies[-1] == body
+
+
+@pytest.mark.parametrize("agent", [b"", b"mine/1"])
+@on_both_loops
+async def test_each_request_names_one_agent(agent: bytes) -> None:
+    """What guards a server (AWS WAF) refuses a completion that names none."""
+    own = [(b"user-agent", agent)] if agent else []
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+    async with raw_server(answer, answer, answer) as raw, upstream_of(raw.url, secret=own) as upstream:
+        assert (await ask(upstream)).ends == ["end"]
+        await upstream.get("/metrics")
+        await upstream.get("/tokenize", body=b"{}")
+        named = agent or b"breakeven/" + __version__.encode()
+        for question in raw.questions:
+            assert question.lower().count(b"user-agent:") == question.count(b"user-agent: %s\r\n" % named) == 1
+        assert len(raw.questions) == 3
 
 
 @on_both_loops

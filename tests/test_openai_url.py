@@ -11,6 +11,7 @@ from breakeven.engines.backend import KEY_VARIABLES
 from breakeven.engines.openai_url import connect, is_url, parse_url
 from breakeven.errors import UserError
 from breakeven.measure.runner import CompletionRequest, run_block
+from breakeven.wire.behaviours import whole
 
 SECRET = "sk-very-secret"
 
@@ -172,3 +173,33 @@ def test_no_key_crosses_a_network_in_clear_unless_its_host_is_named(monkeypatch:
     assert parse_url(far).api_key_env == "BREAKEVEN_API_KEY"
     with pytest.raises(UserError, match="in clear"):
         parse_url("http://10.0.0.6/v1#m")
+
+
+@pytest.mark.parametrize("key", [f"{SECRET}\n", f"{SECRET}\r\nx: y", f"{SECRET}\u00e9"])
+def test_a_key_that_no_header_can_hold_is_named_and_not_sent(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BREAKEVEN_API_KEY", key)
+    with golden_server() as server:
+        with pytest.raises(UserError, match="the key in BREAKEVEN_API_KEY holds a line break or another") as caught:
+            connect(f"{server.url}/v1#golden")
+        assert (server.seen.polls, server.seen.requests) == (0, 0)
+    assert SECRET not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_without_its_tag_is_the_latest_one() -> None:
+    with golden_server(owned_by="library") as server:
+        server.models = ["llama3.2:latest", "llama3.2:1b"]
+        backend = connect(f"{server.url}/v1#llama3.2")
+        with pytest.raises(UserError, match=r"has no model llama3; it has llama3\.2"):
+            connect(f"{server.url}/v1#llama3")
+    assert (backend.engine, backend.served_model) == ("ollama", "llama3.2")
+
+
+def test_a_key_that_may_not_list_models_may_complete() -> None:
+    refusal = whole(b'{"error": {"message": "Missing scopes: api.model.read"}}', status=403)
+    with golden_server() as server:
+        server.pages["/v1/models"] = refusal
+        assert connect(f"{server.url}/v1#golden").model == "golden"
+        server.script = lambda asked: refusal
+        with pytest.raises(UserError, match="completions wants a key"):
+            connect(f"{server.url}/v1#golden")

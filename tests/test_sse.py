@@ -306,6 +306,107 @@ def chat(finish: str | None = None, **delta: object) -> bytes:
     return event(choices=[{"index": 0, "delta": delta, "finish_reason": finish}])
 
 
+OPENAI = {
+    "prompt_tokens": 10,
+    "completion_tokens": 1124,
+    "total_tokens": 1134,
+    "completion_tokens_details": {"reasoning_tokens": 1024},
+}
+XAI = {
+    "prompt_tokens": 10120,
+    "completion_tokens": 1499,
+    "total_tokens": 14428,
+    "completion_tokens_details": {"reasoning_tokens": 2809},
+}
+GEMINI = {"prompt_tokens": 3379, "completion_tokens": 12, "total_tokens": 3459}
+SUMMARY = {"reasoning": "a", "reasoning_details": [{"type": "reasoning.summary", "summary": "a"}]}
+
+
+@pytest.mark.parametrize(
+    ("usage", "before", "pieces", "came", "made", "anomalies"),
+    [
+        (OPENAI, [], 100, 100, 1124, ["hidden_thoughts"]),
+        (OPENAI, [{"reasoning_content": "a"}], 99, 1124, 1124, []),
+        (OPENAI, [{"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "a"}]}]}], 9, 1124, 1124, []),
+        (OPENAI, [{"reasoning": "a", "reasoning_details": [{"text": "a"}]}], 9, 1124, 1124, []),
+        # A summary is none of the thoughts that were counted.
+        (OPENAI, [SUMMARY, SUMMARY], 8, 100, 1124, ["hidden_thoughts"]),
+        # Thoughts that come as text are tokens that came.
+        (OPENAI, [], 1124, 1124, 1124, []),
+        (XAI, [], 50, 1499, 4308, ["hidden_thoughts"]),
+        (XAI, [{"reasoning_content": "a"}], 50, 4308, 4308, []),
+        (GEMINI, [], 6, 12, 80, ["hidden_thoughts"]),
+        ({**OPENAI, "total_tokens": "many", "completion_tokens_details": []}, [], 5, 1124, 1124, []),
+        ({**OPENAI, "prompt_tokens": 0, "completion_tokens_details": None}, [], 5, 1124, 1124, []),
+    ],
+)
+def test_thoughts_that_never_came_are_counted_and_are_no_part_of_speed(
+    usage: dict[str, object], before: list[dict[str, object]], pieces: int, came: int, made: int, anomalies: list[str]
+) -> None:
+    reply = Reply()
+    for delta in before:
+        reply.feed(chat(**delta), 0)
+    for now in range(pieces):
+        reply.feed(chat(content="a"), now * 20_000_000)
+    reply.feed(chat("stop") + event(choices=[], usage=usage) + b"data: [DONE]\n\n", pieces * 20_000_000)
+    reply.end()
+    assert len(reply.chunk_ns) == len(before) + pieces
+    assert reply.usage is not None
+    assert (reply.output_tokens, reply.usage.completion_tokens) == (came, made)
+    assert reply.output_tokens + reply.hidden_tokens == made
+    assert reply.anomalies(made, several_usages_expected=False) == anomalies
+    assert reply.anomalies(made - 1, several_usages_expected=False) == [*anomalies, "more_than_asked"]
+    if (pieces, came) == (100, 100):
+        assert (reply.chunk_ns[-1] - reply.chunk_ns[0]) / (reply.output_tokens - 1) == 20_000_000
+
+
+def test_an_answer_in_one_piece_has_hidden_thoughts_too() -> None:
+    for message, came in (({"content": "a b"}, 100), ({"content": "a b", "reasoning_content": "hm"}, 1124)):
+        reply = Reply()
+        whole = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": OPENAI}
+        reply.take_whole(msgspec.json.encode(whole), 5)
+        assert (reply.output_tokens, reply.output_tokens + reply.hidden_tokens) == (came, 1124)
+
+
+def test_a_count_of_nothing_beside_output_was_not_told() -> None:
+    none = {"prompt_tokens": 3, "completion_tokens": 0}
+    reply = Reply()
+    for now, word in enumerate("abc"):
+        reply.feed(event(**text(word, "stop" if word == "c" else None)), now)
+    reply.feed(event(choices=[], usage=none) + b"data: [DONE]\n\n", 9)
+    reply.end()
+    assert (reply.usage, reply.output_tokens) == (None, 3)
+    assert reply.anomalies(3, several_usages_expected=False) == ["no_usage"]
+    whole = Reply()
+    answer = {"choices": [{"message": {"content": "a b c"}, "finish_reason": "stop"}], "usage": none}
+    whole.take_whole(msgspec.json.encode(answer), 5)
+    assert (whole.usage, whole.counted) == (None, False)
+    silent = {"choices": [{"message": {"content": ""}, "finish_reason": "stop"}], "usage": none}
+    with pytest.raises(BrokenStreamError) as caught:
+        Reply().take_whole(msgspec.json.encode(silent), 5)
+    assert caught.value.kind == "empty"
+
+
+@pytest.mark.parametrize("words", [0, 1, 3])
+def test_a_count_after_the_finish_is_no_piece_though_a_choice_stands_beside_it(words: int) -> None:
+    """OpenRouter's last event: without it an empty answer came with its end."""
+    reply = Reply()
+    for now in range(words):
+        reply.feed(chat(content="a"), now)
+    reply.feed(chat("stop", role="assistant", content=""), 50)
+    beside = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+    reply.feed(event(choices=[beside], usage={"prompt_tokens": 3, "completion_tokens": 128}), 60)
+    reply.feed(b"data: [DONE]\n\n", 61)
+    assert reply.chunk_ns == list(range(words))
+    if words:
+        reply.end()
+        assert reply.output_tokens == 128
+    else:
+        with pytest.raises(BrokenStreamError) as caught:
+            reply.end()
+        assert caught.value.kind == "empty"
+
+
 ITEM = {"type": "message", "id": "m", "content": [{"type": "output_text", "text": "a"}]}
 CALL = {"type": "function_call", "id": "c", "name": "f", "arguments": ""}
 KINDS = {

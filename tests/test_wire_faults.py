@@ -243,3 +243,28 @@ async def test_a_call_with_a_limit_of_its_own_does_not_loosen_the_pools() -> Non
     assert done.error == "timeout"
     assert "not finished within 0.3 s" in (done.detail or "")
     assert min(looked) == 0.3, "the pool's own limit says how often is looked"
+
+
+def stream_of(pieces: int, usage: bytes) -> bytes:
+    """An answer of so many pieces, and what its server counts."""
+    piece = b'data: {"choices":[{"text":"a"}]}\n\n'
+    last = b'data: {"choices":[{"text":"a","finish_reason":"stop"}]}\n\n'
+    told = b'data: {"choices":[],"usage":{"prompt_tokens":5,%s}}\n\ndata: [DONE]\n\n' % usage
+    return b"HTTP/1.1 200 OK\r\n\r\n" + piece * (pieces - 1) + last + told
+
+
+@on_both_loops
+async def test_hidden_thoughts_are_of_the_tokens_asked_for_and_not_of_those_that_came() -> None:
+    hidden = b'"completion_tokens":8,"completion_tokens_details":{"reasoning_tokens":6}'
+    done = await answer_to(stream_of(2, hidden), ignore_eos=True)
+    assert (done.error, done.output_tokens, done.anomalies) == (None, 2, ["hidden_thoughts"])
+    assert done.usage is not None
+    assert (done.usage.completion_tokens, done.usage.thought_tokens) == (8, 6)
+    done = await answer_to(stream_of(2, hidden.replace(b"8", b"7", 1)), ignore_eos=True)
+    assert (done.error, done.detail) == ("short", "7 tokens came of 8 asked for")
+
+
+@on_both_loops
+async def test_a_server_that_counts_nothing_is_measured_by_its_pieces() -> None:
+    done = await answer_to(stream_of(8, b'"completion_tokens":0'), ignore_eos=True)
+    assert (done.error, done.output_tokens, done.usage, done.anomalies) == (None, 8, None, ["no_usage"])

@@ -113,8 +113,16 @@ class Backend:
         return self.settings.get("route") == "chat"
 
     def headers(self) -> dict[str, str]:
-        """HTTP headers every request needs; the key is read from the environment here and kept nowhere."""
+        """HTTP headers every request needs; the key is read from the environment here and kept nowhere.
+
+        Raises UserError for a key that no header can hold.
+        """
         key = self.key
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(
+                f"the key in {self.api_key_env} holds a line break or another character that no header can hold; "
+                "set it anew"
+            )
         sent = [self.dialect.key_line(key)] if key else []
         return {name.title(): value for name, value in (*self.dialect.headers.items(), *sent)}
 
@@ -132,7 +140,10 @@ class Backend:
         return urlsplit(self.url).path + self.below(path)
 
     def ask(self, path: str, fields: Mapping[str, object] | None, *, timeout_s: float) -> HTTPResponse:
-        """Get `path`, or post these fields there. Raises OSError (HTTPError for a status of 400 or more)."""
+        """Get `path`, or post these fields there. Raises OSError (HTTPError for a status of 400 or more).
+
+        UserError for a key that no header can hold.
+        """
         parts = urlsplit(self.url)
         data = None if fields is None else json.dumps(fields).encode()
         headers = {"Content-Type": "application/json", "User-Agent": f"breakeven/{__version__}", **self.headers()}

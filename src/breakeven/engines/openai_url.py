@@ -2,7 +2,8 @@
 
 Base URLs are joined as OpenAI's clients join them, so that one without /v1 is as good. What is spoken there is known by
 the host or by what the server says of itself, or is named: `#name@azure`, `#name@mine.yaml` (`wire.dialects`). What it
-takes is asked by requests of one token, of which a refusal that names a field teaches to do without (`wire.lessons`).
+takes is asked by requests of one token, or of 16 where one is too few; a refusal of these that names a field teaches to
+do without (`wire.lessons`).
 
 The key comes from the environment (`BREAKEVEN_API_KEY`; at api.openai.com, and there alone, `OPENAI_API_KEY`) and from
 nowhere else; a URL with a user or password in it is refused, because command lines and logs keep what they are given.
@@ -15,7 +16,7 @@ import json
 import os
 import re
 import urllib.error
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
@@ -27,7 +28,16 @@ import msgspec
 from breakeven.engines.backend import OPENAI_HOST, OPENAI_KEY, OWN_KEY, Backend, key_variable
 from breakeven.errors import UserError, expanded, printable
 from breakeven.wire.dialects import Dialect, completion_fields, described, dialect_at, dialects
-from breakeven.wire.lessons import LESSONS, NO_ROOM, REFUSING, Lesson, lesson_of, refusal_text
+from breakeven.wire.lessons import (
+    LEAST_TOKENS,
+    LESSONS,
+    NO_ROOM,
+    REFUSING,
+    Lesson,
+    lesson_of,
+    refusal_text,
+    wants_more,
+)
 from breakeven.wire.target import split_base
 
 _TIMEOUT_S = 15.0
@@ -38,8 +48,8 @@ _FORM = "give http(s)://host[:port]/v1#model-name"
 _FILES = (".yaml", ".yml")
 _SECRET = re.compile(r"(?i)(^|[-_])(key|apikey|token|secret|sig|signature|code|password|auth)$")
 """Names of parameters that hold a key, which a command line would keep."""
-_NO_LIST = frozenset({400, 404, 405, 501})
-"""What servers without a list of models answer."""
+_NO_LIST = frozenset({400, 403, 404, 405, 501})
+"""What servers without a list of models answer, and those that let a key complete and list nothing."""
 _ELSEWHERE = frozenset({400, 404, 405, 422, 501})
 """A model that has chat alone answers so where plain completions are asked."""
 _LATER = tuple(lesson for lesson in LESSONS if lesson.field in ("stream_options", "seed"))
@@ -82,6 +92,8 @@ def parse_url(text: str) -> Backend:
         spoken = msgspec.structs.replace(spoken, query={**spoken.query, **query})
         if spoken.socket and parts.scheme.lower() == "https":
             raise UserError(f"{named}: socket: leads to a server on this machine; give it with an http:// URL")
+        if spoken.proxy and parts.scheme.lower() == "http":
+            raise UserError(f"{named}: proxy: opens a way to https:// alone; give an https:// URL, or leave proxy out")
     path, under = split_base(parts.path)
     place = f"[{host}]" if ":" in host else host
     address = f"{parts.scheme.lower()}://{place}{f':{port}' if port else ''}{path}"
@@ -131,7 +143,7 @@ def connect(text: str, *, chat: bool = False) -> Backend:
     UserError otherwise.
     """
     backend = parse_url(text)
-    entry = _listed(backend)
+    entry, others = _listed(backend)
     if backend.engine == "unknown" and "dialect" not in backend.settings:
         owner = str(entry.get("owned_by", "")).lower()
         engine = next((name for name, dialect in dialects().items() if owner and dialect.owned_by == owner), "unknown")
@@ -140,27 +152,43 @@ def connect(text: str, *, chat: bool = False) -> Backend:
             spoken = msgspec.structs.replace(dialects()[engine], query=spoken.query)
         backend = replace(backend, settings={**backend.settings, "engine": engine}, spoken=spoken)
     settings = {**backend.settings, "url": f"{backend.url}{backend.under}", "served_model": backend.model}
-    return _probed(replace(backend, settings=settings), chat)
+    try:
+        return _probed(replace(backend, settings=settings), chat)
+    except _RefusedError as error:
+        if not others or error.status not in _ELSEWHERE:
+            raise
+        told = f": {error.said}" if error.said else ""
+        raise UserError(f"{backend.url} lists no model {backend.model} and refuses it{told}; {others}") from None
 
 
-def _listed(backend: Backend) -> dict[str, Any]:
-    """What the server's list says of the model; nothing where it has no list. Raises UserError for no such model."""
-    if not backend.dialect.lists:
-        return {}
+def _listed(backend: Backend) -> tuple[dict[str, Any], str]:
+    """What the server's list says of the model, nothing where it has no list; and what it offers in its place.
+
+    Hosts list no variant (OpenRouter's `:nitro`), no alias (Anthropic's without a date) and not every page, and refuse
+    a name that they do not know: they are asked. Others may answer with whatever they have, under any name, so there
+    the list decides. Raises UserError then.
+    """
+    dialect = backend.dialect
+    if not dialect.lists:
+        return {}, ""
     try:
         listing = _ask(backend, MODELS, None, _TIMEOUT_S)
     except _RefusedError as error:
         if error.status in _NO_LIST:
-            return {}
+            return {}, ""
         raise
     models = [entry for entry in _list(listing, "data") if isinstance(entry, dict) and entry.get("id")]
-    names = (backend.model, backend.dialect.listed_as + backend.model)
+    # Ollama takes a name without its tag for the latest one.
+    names = (backend.model, dialect.listed_as + backend.model, f"{backend.model}:latest")
     for entry in models:
         if any(name in (entry["id"], *_list(entry, "aliases")) for name in names):
-            return entry
-    if models:
-        raise UserError(f"{backend.url} has no model {backend.model}; {_offer(backend.model, models)}")
-    return {}
+            return entry, ""
+    if not models:
+        return {}, ""
+    others = _offer(backend.model, models)
+    if dialect.hosts or (dialect.like and dialects()[dialect.like].hosts):
+        return {}, others
+    raise UserError(f"{backend.url} has no model {backend.model}; {others}")
 
 
 def _probed(backend: Backend, chats: bool) -> Backend:
@@ -186,10 +214,10 @@ def _probed(backend: Backend, chats: bool) -> Backend:
 def _taught(backend: Backend, path: str, prompt: dict[str, Any]) -> Backend:
     """Asked as a run would ask, again without each field that a refusal names. Raises UserError for what it refuses."""
     taken: set[Lesson] = set()
-    streams = True
+    streams, most = True, 1
     while True:
         asked = completion_fields(
-            backend, max_tokens=1, temperature=1.0, top_k=40, seed=1, stream=streams, chat=path == CHAT
+            backend, max_tokens=most, temperature=1.0, top_k=40, seed=1, stream=streams, chat=path == CHAT
         )
         fields = {**asked, **prompt}
         try:
@@ -198,11 +226,15 @@ def _taught(backend: Backend, path: str, prompt: dict[str, Any]) -> Backend:
             if NO_ROOM in error.said:
                 return backend
             lesson = lesson_of(error.status, error.body, fields)
-            if lesson is not None and lesson not in taken:
+            if most < LEAST_TOKENS and wants_more(error.status, error.said):
+                most = LEAST_TOKENS
+            elif lesson is not None and lesson not in taken:
                 taken.add(lesson)
                 backend = _without(backend, [lesson])
             elif error.status not in REFUSING:
                 raise
+            elif parts := [name for name in backend.dialect.stream_options if name in error.said]:
+                backend = _without_parts(backend, parts)
             elif backend.takes_extra_fields:
                 # It says nothing that is understood; what OpenAI has not is the likeliest reason.
                 backend = replace(backend, settings={**backend.settings, "extra_fields": "refused"})
@@ -218,14 +250,27 @@ def _taught(backend: Backend, path: str, prompt: dict[str, Any]) -> Backend:
 
 def _without(backend: Backend, lessons: Sequence[Lesson]) -> Backend:
     """With what was learned, for its settings as well."""
-    before = backend.settings.get("learned", "")
-    settings = {**backend.settings, "learned": ", ".join([*filter(None, [before]), *map(str, lessons)])}
+    settings = _learned(backend, map(str, lessons))
     if any(lesson.field == "ignore_eos" for lesson in lessons):  # who refuses it takes none of its kind
         settings["extra_fields"] = "refused"
     spoken = backend.dialect.taught(lessons)
     dropped = {name for name, action in spoken.body.items() if action == "drop"}
     fields = {name: value for name, value in spoken.fields.items() if name not in dropped}
     return replace(backend, settings=settings, spoken=msgspec.structs.replace(spoken, fields=fields))
+
+
+def _without_parts(backend: Backend, parts: Sequence[str]) -> Backend:
+    """Without these parts of `stream_options`, whose others are taken."""
+    dialect = backend.dialect
+    left = {name: value for name, value in dialect.stream_options.items() if name not in parts}
+    settings = _learned(backend, [f"no stream_options.{name}" for name in parts])
+    return replace(backend, settings=settings, spoken=msgspec.structs.replace(dialect, stream_options=left))
+
+
+def _learned(backend: Backend, words: Iterable[str]) -> dict[str, str]:
+    """Its settings, which say what was learned."""
+    before = backend.settings.get("learned", "")
+    return {**backend.settings, "learned": ", ".join([*filter(None, [before]), *words])}
 
 
 class _RefusedError(UserError):

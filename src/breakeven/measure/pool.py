@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from breakeven.engines.backend import Backend
-from breakeven.errors import UserError, printable
+from breakeven.errors import printable
 from breakeven.hardware.system import allow_many_files
 from breakeven.measure.events import RequestDone
 from breakeven.version import __version__
@@ -196,8 +196,9 @@ class Recording(Exchange):
     def _result(self, error: str | None, detail: str | None, pool: Pool) -> RequestDone:
         call, reply, backend = self.call, self.reply, pool.backend
         count = reply.output_tokens
-        if error is None and call.ignore_eos and count < call.max_tokens and reply.counted:
-            error, detail = "short", f"{count} tokens came of {call.max_tokens} asked for"
+        made = count + reply.hidden_tokens
+        if error is None and call.ignore_eos and made < call.max_tokens and reply.counted:
+            error, detail = "short", f"{made} tokens came of {call.max_tokens} asked for"
         if self.sent_twice:
             reply.note("reconnected")
         times, usage = reply.chunk_ns, reply.usage
@@ -300,7 +301,6 @@ class Pool:
         lines = [
             f"POST {self.backend.target(call.path)} HTTP/1.1",
             f"Host: {self.place}",
-            f"User-Agent: breakeven/{__version__}",  # some gateways refuse requests without one
             "Content-Type: application/json",
             f"Accept: {'text/event-stream' if call.stream else 'application/json'}",
             *self._headers,
@@ -311,9 +311,6 @@ class Pool:
 
 
 def _header_lines(backend: Backend) -> list[str]:
-    lines = [f"{name}: {value}" for name, value in backend.headers().items()]
-    if not all(line.isascii() and line.isprintable() for line in lines):
-        raise UserError(
-            f"the key in {backend.api_key_env} holds a line break or other unprintable character; set it anew"
-        )
-    return lines
+    # Some gateways refuse requests that name no agent; a dialect's own goes before ours.
+    headers = {"User-Agent": f"breakeven/{__version__}", **backend.headers()}
+    return [f"{name}: {value}" for name, value in headers.items()]

@@ -14,7 +14,7 @@ from string import ascii_lowercase
 from breakeven.engines.backend import Backend
 from breakeven.errors import EngineError, UserError
 from breakeven.traffic.prompts import Corpus, bare, make_corpus, mix, passages, rng
-from breakeven.wire.lessons import NO_ROOM, refusal_text
+from breakeven.wire.lessons import LEAST_TOKENS, NO_ROOM, refusal_text, wants_more
 
 Encode = Callable[[str], list[int] | None]
 
@@ -107,23 +107,27 @@ def plain_text(pieces: bytes) -> str:
     return text
 
 
-def asked_usage(backend: Backend, path: str, prompt: dict[str, object]) -> int | None:
-    """Prompt tokens the engine counts for one request of one token; None when it does not say.
+def asked_usage(backend: Backend, path: str, prompt: dict[str, object], most: int = 1) -> int | None:
+    """Prompt tokens the engine counts for a request of `most` tokens, of 16 where it gives no fewer; None: untold.
 
     Raises EngineError when the request fails.
     """
-    fields = {"model": backend.served_model, "max_tokens": 1, "stream": False, **prompt}
+    fields = {"model": backend.served_model, "max_tokens": most, "stream": False, **prompt}
     try:
         asked = backend.dialect.acted(fields, chat="chat" in path)
         with backend.ask(path, asked, timeout_s=_TIMEOUT_S) as response:
             answer = json.load(response)
     except (OSError, HTTPException, ValueError) as error:
-        said = refusal_text(error.read()) if isinstance(error, urllib.error.HTTPError) else ""
+        status, said = 0, ""
+        if isinstance(error, urllib.error.HTTPError):
+            status, said = error.code, refusal_text(error.read())
         if NO_ROOM in said:
             return None
+        if most < LEAST_TOKENS and wants_more(status, said):
+            return asked_usage(backend, path, prompt, LEAST_TOKENS)
         why = f"{error}: {said}".replace(backend.key or "\0", "***") if said else error
         raise EngineError(
-            f"{backend.url}{path} did not answer a request of one token ({why}); check that it is up, serves "
+            f"{backend.url}{path} did not answer a request of few tokens ({why}); check that it is up, serves "
             f"{backend.served_model!r} and takes the key"
         ) from error
     usage = answer.get("usage") if isinstance(answer, dict) else None

@@ -42,7 +42,9 @@ server does, whatever its headers say): from then on none is kept after a stream
 _RESPONSE_BYTES = 256 * 2**20
 _HEADS = 64
 """Request lines kept ready."""
-_JSON = ((b"content-type", b"application/json"), (b"user-agent", b"breakeven/" + __version__.encode()))
+_JSON = ((b"content-type", b"application/json"),)
+_AGENT = (b"user-agent", b"breakeven/" + __version__.encode())
+"""Some servers and what guards them refuse requests that name none."""
 
 
 class Waits(Protocol):
@@ -96,7 +98,8 @@ class HttpClient:
         redirects: bool = False,
         passes_on: Callable[[Headers], Headers] | None = answer_headers,
     ) -> None:
-        """Opens nothing yet. `base_url` ends before /v1; `secret`: headers that hold the server's key.
+        """Opens nothing yet. `base_url` ends before /v1; `secret`: headers of every request that hold the
+        server's key, or are its own; a `user-agent` among them goes in the place of ours.
 
         `wary`: asks the system whether a resting connection is still good, and learns of a server that closes them;
         both cost time. `redirects`: hands them on as answers. `passes_on`: of an answer's headers, those to tell of.
@@ -112,7 +115,8 @@ class HttpClient:
         self.idle_ns, self.total_ns = round(timeouts.idle_s * _S), round(timeouts.total_s * _S)
         self._shortest_s = min(timeouts.connect_s, first_s or timeouts.idle_s, timeouts.idle_s, timeouts.total_s)
         self._way = way = way_to(base_url, proxy, socket)
-        self._fixed = fixed_lines(way.netloc, secret)
+        agent = () if any(name == b"user-agent" for name, _ in secret) else (_AGENT,)
+        self._fixed = fixed_lines(way.netloc, (*secret, *agent))
         self._tls = client_tls(tls) if way.secure else None
         self._allow_link_local = allow_link_local
         self._addresses: list[str] = []
@@ -265,8 +269,6 @@ class HttpClient:
             if not (path.startswith("/") and path.isascii() and path.isprintable() and " " not in path):
                 raise ValueError("a path that no request line can hold")
             head = method + b" " + self._way.path + path.encode() + b" HTTP/1.1\r\n" + self._fixed
-            if method == b"GET":
-                head += b"user-agent: breakeven/" + __version__.encode() + b"\r\n"
             if len(self._heads) < _HEADS:
                 self._heads[method, path] = head
         return head if method == b"GET" and not body else b"%scontent-length: %d\r\n" % (head, len(body))

@@ -14,6 +14,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -148,6 +149,8 @@ def at_odds(dialect: Dialect) -> tuple[str, str] | None:
         return "key_header", f"found {dialect.key_header!r}, it must be a header's name such as api-key"
     if dialect.key_form and _KEY not in dialect.key_form:
         return "key_form", f"found {dialect.key_form!r} without {_KEY}, where the key goes, such as 'Bearer {_KEY}'"
+    if not (dialect.key_form.isascii() and dialect.key_form.isprintable()):
+        return "key_form", "holds what no header can; write it in plain letters, such as 'Bearer $key'"
     for name, value in dialect.headers.items():
         if not _TOKEN.fullmatch(name) or not (value.isascii() and value.isprintable()):
             return f"headers.{name}", "holds what no header can; give a name and a value of plain letters"
@@ -155,11 +158,26 @@ def at_odds(dialect: Dialect) -> tuple[str, str] | None:
             return f"headers.{name}", "is where the key goes; leave it out, or give key_header another header"
         if name.lower().encode() in NOT_SENT:
             return f"headers.{name}", "is the connection's own, or a key's, and is not sent from here; leave it out"
+    if dialect.proxy and not _is_proxy(dialect.proxy):
+        # It is not repeated: a user with a password may stand in it.
+        return "proxy", "must be an HTTP proxy's URL without a user or a path, such as http://proxy.example.org:3128"
     if dialect.proxy and dialect.socket:
         return "socket", "and proxy lead to two places; give one of them"
     if dialect.certificate_key and not dialect.certificate:
         return "certificate_key", "without its certificate; give both"
     return _body_at_odds(dialect)
+
+
+def _is_proxy(text: str) -> bool:
+    """Whether it is an address of a proxy and nothing else."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return False
+    alone = not (parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc)
+    written = text.isascii() and text.isprintable() and " " not in text
+    return parts.scheme == "http" and bool(parts.hostname) and port != 0 and alone and written
 
 
 def _body_at_odds(dialect: Dialect) -> tuple[str, str] | None:
@@ -232,8 +250,8 @@ def described(found: Mapping[Any, Any], where: str) -> Dialect:
             near = difflib.get_close_matches(str(key), keys, n=1)
             raise UserError(f"{where}: {key}: no such key{f', did you mean {near[0]}?' if near else ''}; {_DOCS}")
     like = found.get("like", "")
-    if like and like not in _raw():
-        raise UserError(f"{where}: like: found {like!r}, it must be one of {', '.join(_raw())}")
+    if not isinstance(like, str) or (like and like not in _raw()):
+        raise UserError(f"{where}: like: found {one_line(repr(like), 60)}, it must be one of {', '.join(_raw())}")
     typed = dict(found)
     for key in ("headers", "query"):
         try:

@@ -6,6 +6,7 @@ taught a `Lesson`, which is kept for it. A value that a server does not take tea
 sent it; and nothing but what stands in `LESSONS` is ever left out.
 
     lesson_of(status, body, sent)   what this refusal teaches, None: nothing
+    wants_more(status, said)        whether it refuses so short an answer
     with_lessons(actions, lessons)  what becomes of fields then, in the words of `dialects.Dialect.body`
 
 Forms that are read: pydantic's `extra_forbidden` (vLLM, Mistral, which writes it as text within text), OpenAI's and
@@ -29,6 +30,8 @@ REFUSING = frozenset({400, 422})
 """Statuses that may be about a field."""
 NO_ROOM = "output limit was reached"
 """OpenAI's reasoning models refuse so what is cut within their thoughts: they complete all the same."""
+LEAST_TOKENS = 16
+"""OpenAI's responses give no fewer, and whoever makes them of a chat (OpenRouter) refuses an answer of one token."""
 
 
 class Lesson(NamedTuple):
@@ -65,7 +68,15 @@ LESSONS: tuple[Lesson, ...] = (
     Lesson("cache_prompt", alters=True),
 )
 """All that can be learned, each a bit where a backend's lessons are one number: new ones go to the end."""
-_FIELDS = {lesson.field: re.compile(rf"(?<![\w.]){lesson.field}(?!\w)") for lesson in LESSONS}
+_HOLDERS = ("stream_options", "metadata")
+_PART = r"(?!(?:\.|\\*['\"]\s*,\s*\\*['\"])(?!include_usage\b)\w+\b(?!\\*['\"]\s*:))"
+"""Behind a field that has parts: none of these, as `stream_options.include_obfuscation` or a list of names tells one.
+Who does not know a part knows the field, but for `include_usage`, which it is for.
+"""
+_FIELDS = {
+    lesson.field: re.compile(rf"(?<![\w.]){lesson.field}(?!\w){_PART if lesson.field in _HOLDERS else ''}")
+    for lesson in LESSONS
+}
 """Nothing else that was sent is looked for: its names are a client's, and may be a thousand long ones."""
 _MOST_WORDS = 64
 
@@ -170,6 +181,14 @@ def from_number(number: int) -> tuple[Lesson, ...]:
     return tuple(lesson for k, lesson in enumerate(LESSONS) if number >> k & 1)
 
 
+_TOO_FEW = re.compile(r"tokens\b.{0,80}?(?:below (?:the )?minimum|at least|>=|greater than)", re.IGNORECASE | re.DOTALL)
+
+
+def wants_more(status: int, said: str) -> bool:
+    """Whether a refusal, in its own words, is of an answer as short as was asked for."""
+    return status in REFUSING and _TOO_FEW.search(said) is not None
+
+
 def refusal_text(body: bytes) -> str:
     """A refusal in the server's own words, one line; its parts where it has no words of its own."""
     try:
@@ -191,6 +210,9 @@ def _words(told: Any, depth: int = _DEEPEST) -> str:
     if isinstance(told, dict):
         message = next((told[key] for key in ("error", "message", "detail", "msg") if told.get(key)), None)
         found = _words(message, depth - 1)
+        beyond = told.get("metadata")
+        if found and isinstance(beyond, dict) and (inner := _words(beyond.get("raw"), depth - 1)):
+            found = f"{found}: {inner}"  # OpenRouter: what the provider behind it said
         where = told.get("loc")
         return f"{'.'.join(map(str, where))}: {found}" if found and isinstance(where, list) else found
     if isinstance(told, str):

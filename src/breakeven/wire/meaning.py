@@ -265,6 +265,21 @@ def says(value: Any, depth: int = _DEEPEST) -> bool:
     return False
 
 
+def thinks(choices: list[EventChoice] | None) -> bool:
+    """Whether choices bring thoughts in words. A summary of them, or what is encrypted, is no thought itself."""
+    for choice in choices or ():
+        if (delta := choice.delta or choice.message) is None:
+            continue
+        parts, mark = delta.reasoning_details, "text"  # OpenRouter says there what its `reasoning` is
+        if not parts:
+            if delta.reasoning_content or delta.reasoning or delta.thinking:
+                return True
+            parts, mark = delta.content, "thinking"
+        if isinstance(parts, list) and any(isinstance(part, dict) and part.get(mark) for part in parts):
+            return True
+    return False
+
+
 def _item_says(item: Any) -> bool:
     """Whether an item of a response has output; its id and its kind are none."""
     if not isinstance(item, dict):

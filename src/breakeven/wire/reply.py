@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from breakeven.wire.meaning import StreamEvent, body_kind, error_text, is_ping, kind_of, mended
+from breakeven.wire.meaning import StreamEvent, body_kind, error_text, is_ping, kind_of, mended, thinks
 from breakeven.wire.sse import SseParser, data_of
 
 
@@ -24,11 +24,15 @@ class BrokenStreamError(Exception):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the server says it counted, in tokens. `cached_tokens`: prompt tokens it did not have to process."""
+    """What the server says it counted, in tokens. `cached_tokens`: prompt tokens it did not have to process.
+
+    `completion_tokens`: all that it wrote and charges; `thought_tokens`: those of them that it calls reasoning.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int | None = None
+    thought_tokens: int | None = None
 
 
 class ServerTimings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -54,6 +58,8 @@ class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int | float | None = None
     completion_tokens: int | float | None = None
     prompt_tokens_details: _CachedTokens | None = None
+    completion_tokens_details: Any = None
+    total_tokens: Any = None
 
     def told(self) -> Usage | None:
         """What it says, None where it is no count of a completion."""
@@ -61,10 +67,15 @@ class _Usage(msgspec.Struct, gc=False):
         if prompt is None or output is None:
             return None
         details = self.prompt_tokens_details
+        parts, total = self.completion_tokens_details, _count(self.total_tokens)
+        thoughts = _count(parts.get("reasoning_tokens")) if isinstance(parts, dict) else None
+        # xAI and Gemini count thoughts beside the rest of an answer: their total alone holds both.
+        beside = max(0, total - prompt - output) if total and prompt else 0
         return Usage(
             prompt_tokens=prompt,
-            completion_tokens=output,
+            completion_tokens=output + beside,
             cached_tokens=_count(details.cached_tokens) if details else None,
+            thought_tokens=max(thoughts or 0, beside) if beside or thoughts is not None else None,
         )
 
 
@@ -146,9 +157,9 @@ def _refuse_rest(rest: bytes) -> NoReturn:
     raise BrokenStreamError("an answer in one piece came where a stream was asked for")
 
 
-def _count(told: float | None) -> int | None:
+def _count(told: Any) -> int | None:
     """A number of tokens; what is none was not told."""
-    return int(told) if told is not None and 0 <= told <= _MOST_TOKENS else None
+    return int(told) if type(told) in (int, float) and 0 <= told <= _MOST_TOKENS else None
 
 
 class Reply:
@@ -162,6 +173,8 @@ class Reply:
         "_finished",
         "_notes",
         "_parser",
+        "_said",
+        "_thought",
         "_told",
         "_usage",
         "_usages",
@@ -189,6 +202,8 @@ class Reply:
         self._as_told: Usage | None = None
         self._usages = 0
         self._finished = False
+        self._said = self._thought = False
+        """There was content; and it began with thoughts, which are what they are counted as then."""
         self._notes: list[str] = []
 
     def feed(self, piece: bytes, now_ns: int) -> bool:
@@ -226,6 +241,7 @@ class Reply:
         if not whole.choices:
             raise BrokenStreamError(f"a completion without choices: {_shown(body)}")
         self._usage, self.timings = whole.usage, whole.timings
+        self._said, self._thought = kind == "content", thinks(whole.choices)
         self.counted = self.usage is not None or self.timings is not None
         self._finished = True
         self.done_ns = now_ns
@@ -258,19 +274,34 @@ class Reply:
 
     @property
     def usage(self) -> Usage | None:
-        """What the server says it counted, as it said last."""
+        """What the server says it counted, as it said last. A count of nothing beside output is none."""
         told = self._usage
         if told is None:
             return None
         if self._told is not told:
             self._told, self._as_told = told, told.told()
-        return self._as_told
+        found = self._as_told
+        if found is not None and not found.completion_tokens and (self._said or self.chunk_ns):
+            return None
+        return found
+
+    @property
+    def hidden_tokens(self) -> int:
+        """Thoughts that the server counts and never sent: no part of any speed, and charged all the same.
+
+        Each piece that came is one token at least, so that thoughts which came as text are not called hidden.
+        """
+        usage = self.usage
+        if usage is None or not usage.thought_tokens or self._thought or not self._finished:
+            return 0
+        return min(usage.thought_tokens, max(0, usage.completion_tokens - len(self.chunk_ns)))
 
     @property
     def output_tokens(self) -> int:
-        """Tokens received: as the server counted them, else pieces of output (see the `no_usage` anomaly)."""
+        """Tokens received: as the server counted them, without those that never came (the `hidden_thoughts` anomaly),
+        else pieces of output (`no_usage`)."""
         if self._finished and (usage := self.usage) is not None:
-            return usage.completion_tokens
+            return usage.completion_tokens - self.hidden_tokens
         if self.timings is not None and self._finished:
             return self.timings.predicted_n
         return self._counts[-1] if self._counts else len(self.chunk_ns)
@@ -289,7 +320,10 @@ class Reply:
             notes.append("no_usage")
         if self._usages > 1 and not several_usages_expected:
             notes.append("several_usages")
-        if self.output_tokens > asked_tokens:
+        hidden = self.hidden_tokens
+        if hidden:
+            notes.append("hidden_thoughts")
+        if self.output_tokens + hidden > asked_tokens:
             notes.append("more_than_asked")
         if (usage and usage.cached_tokens) or (self.timings and self.timings.cache_n):
             notes.append("prompt_cached")
@@ -313,6 +347,8 @@ class Reply:
                 chunk = loose
                 self.note("odd_event")
         kind = kind_of(chunk)
+        if kind == "content" and not self._said:
+            self._said, self._thought = True, thinks(chunk.choices)
         if kind == "error":
             raise BrokenStreamError(f"the engine reports: {error_text(data)}", kind="refused")
         last = False
@@ -344,9 +380,9 @@ class Reply:
         if not choices:
             return
         # Where the server counts aloud, a piece without text can be a token, and one with text can be several. A
-        # count that only comes at the end, or is 0 beside text, is no such thing: it says nothing about the pieces.
+        # count that only comes at the end or after it, or is 0 beside text, says nothing about the pieces.
         counts, begun = self._counts, self.chunk_ns
-        aloud = not last or self._believed or timings is not None or bool(counts)
+        aloud = not self._finished or self._believed or timings is not None or (last and bool(counts))
         if told is not None and len(counts) == len(begun) and (aloud or kind == "content"):
             if told > (counts[-1] if counts else 0):
                 begun.append(now_ns)

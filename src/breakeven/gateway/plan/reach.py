@@ -126,7 +126,7 @@ def _proxy(value: object) -> object:
 
 
 def _dialect(value: object) -> object:
-    if value not in dialects():
+    if not isinstance(value, str) or value not in dialects():
         raise ValueError(f"one of {', '.join(dialects())}")
     return value
 

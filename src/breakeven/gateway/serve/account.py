@@ -204,8 +204,15 @@ def _unseen(forward: Forward, leg: Leg) -> int:
 
 
 def tpot_of(leg: Leg) -> float | None:
-    """Mean seconds between tokens of a stream; tokens as the backend counted them, else its events."""
-    tokens = leg.tap.counted.output_tokens or leg.tap.events
+    """Mean seconds between tokens of a stream that came; tokens as the backend counted them, else its events.
+
+    Thoughts that were counted and never came took their time before the first token: they are charged, and no part of
+    this. Each event that came was one token at least, so that thoughts which came as text are not left out.
+    """
+    counted, events = leg.tap.counted, leg.tap.events
+    tokens = counted.output_tokens or events
+    if counted.thoughts and not counted.thinks_aloud:
+        tokens = max(tokens - counted.thoughts, min(tokens, events))
     if not leg.first_ns or tokens <= LEAST_GAPS:
         return None
     return max(0, leg.said_ns - leg.first_ns) / _NS / (tokens - 1)

@@ -169,7 +169,7 @@ class Lane:
         return HttpClient(
             split_base(url)[0],
             timeouts=plan.timeouts,
-            secret=(*self._secret, PLAIN),
+            secret=(*self._secret, *agent_of(plan), PLAIN),
             tls=plan.tls_files,
             proxy=plan.proxy,
             socket=None if plan.socket is None else str(plan.socket),
@@ -344,3 +344,9 @@ def secret_of(plan: BackendPlan, block: SharedBlock | None = None) -> tuple[tupl
         raise UserError(f"backend {plan.name}: the key in {plan.api_key_env} has an unprintable character; set it anew")
     header, line = plan.spoken.key_line(value)
     return ((header.encode(), line.encode("latin-1")),)
+
+
+def agent_of(plan: BackendPlan) -> tuple[tuple[bytes, bytes], ...]:
+    """The `user-agent` that its own headers name, which goes in the place of ours; empty: they name none."""
+    named = {name.lower(): value for name, value in plan.spoken.headers.items()}.get("user-agent")
+    return () if named is None else ((b"user-agent", named.encode()),)

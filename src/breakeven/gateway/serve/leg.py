@@ -280,7 +280,7 @@ class Leg:
         opening = self._opening
         assert opening is not None
         self.last_ns = self.last_ns or time.monotonic_ns()
-        if self.status < 300 and not self._is_for_client(opening.end()):
+        if not self._is_for_client(opening.end(self.status, self._forward.headers)):
             return False
         if self._streams:
             if data := self._begin():

@@ -9,6 +9,7 @@ An answer in one piece is held as long as it is short: an error is. A backend's 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -28,6 +29,13 @@ WRITES = frozenset(
     ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/rerank")
 )
 """Endpoints of whose answers `wire.meaning` knows what they say; of others any is one that is no error."""
+REFUSED = 400
+_WRONG_KEY = re.compile(
+    rb"(?:incorrect|invalid) (?:\w+ )?api[ _-]?key|api_key_invalid"
+    rb"|api[ _-]?key (?:is )?(?:not valid|invalid|incorrect|expired)",
+    re.IGNORECASE,
+)
+"""What servers say of a key that answer 400 where others answer 401 (xAI, Gemini)."""
 First = Literal["", "content", "declined", "error", "empty", "none"]
 """What an answer says first.
 
@@ -84,8 +92,18 @@ class Opening:
                 return first
         return "content" if self._size > MOST_HELD else ""
 
-    def end(self) -> First:
-        """Nothing follows. Never empty."""
+    def end(self, status: int = 200, headers: Headers = ()) -> First:
+        """Nothing follows. `status`: of the answer; `headers`: of its request. Never empty.
+
+        What refuses is the client's, whatever it says, but for a 400 that is about the gateway's own key: it amounts to
+        401, and its words, which may hold a part of the key, go no further.
+        """
+        if status >= 300:
+            if status != REFUSED or not self._refuses_key(headers):
+                return "content"
+            self.status, self.stands = 401, "operator"
+            self.message = f"status {status}, about the gateway's own key"
+            return "error"
         if self._cutter is not None:
             # Some servers leave the last empty line out.
             if first := self._event(*fields_of(self._cutter.rest() + b"\n\n")):
@@ -102,6 +120,18 @@ class Opening:
         if kind == "error":
             return self._error(body)
         return "content" if kind == "content" or (self._any and body.strip()) else "none"
+
+    def _refuses_key(self, headers: Headers) -> bool:
+        """Whether all that came says that a key is wrong, in words that its client did not send to be repeated."""
+        if not _WRONG_KEY.search(self.held):
+            return False
+        try:
+            # Without escapes, as they would be repeated.
+            sent = [msgspec.json.encode(msgspec.json.decode(value)) for value in self._fields.values()]
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return False
+        sent += [name.encode(errors="replace") for name in self._fields] + [value for _, value in headers]
+        return not any(map(_WRONG_KEY.search, sent))
 
     @property
     def held(self) -> bytes:

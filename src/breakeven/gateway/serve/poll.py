@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from breakeven.errors import BreakevenError, one_line
 from breakeven.gateway.plan.experts import RETURN_FLAG
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
-from breakeven.gateway.serve.lane import secret_of
+from breakeven.gateway.serve.lane import agent_of, secret_of
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import Count, Known, State, UnderWay
 from breakeven.wire.client import HttpClient
@@ -242,7 +242,7 @@ def _client(url: str, backend: BackendPlan, block: SharedBlock) -> HttpClient:
     return HttpClient(
         split_base(url)[0],
         timeouts=backend.timeouts,
-        secret=secret_of(backend, block),
+        secret=(*secret_of(backend, block), *agent_of(backend)),
         tls=backend.tls_files,
         proxy=backend.proxy,
         socket=None if backend.socket is None else str(backend.socket),

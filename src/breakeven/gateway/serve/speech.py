@@ -75,7 +75,12 @@ class Speech:
         # Half of what it takes, so that there is room for the prompt.
         self.most_output = plan.max_output or min(USUAL_MAX_TOKENS, (plan.context or 2 * USUAL_MAX_TOKENS) // 2 or 1)
         self.untold: frozenset[str] = frozenset()
-        self._headers = [(name.lower().encode(), value.encode()) for name, value in self._spoken.headers.items()]
+        # An agent of its own is the connection's affair (`lane.agent_of`).
+        self._headers = [
+            (name.lower().encode(), value.encode())
+            for name, value in self._spoken.headers.items()
+            if name.lower() != "user-agent"
+        ]
         root, self._under = split_base(plan.url or "/v1")
         self._query = self._spoken.query_at(urlsplit(root).path)
         self._paths: dict[str, str] = {

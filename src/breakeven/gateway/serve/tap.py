@@ -28,7 +28,7 @@ from breakeven.gateway.serve.usage import (
     tokens_of,
     usage_of,
 )
-from breakeven.wire.meaning import StreamEvent, event_kind, is_ping, kind_of, mended
+from breakeven.wire.meaning import StreamEvent, event_kind, is_ping, kind_of, mended, thinks
 from breakeven.wire.sse import SseCutter, fields_of
 
 _MOST_HELD = 64 * 1024
@@ -56,29 +56,10 @@ class StreamTap:
     """
 
     __slots__ = (
-        "_apart",
-        "_as_alike",
-        "_choices",
-        "_cutter",
-        "_drop",
-        "_frame",
-        "_half_dropped",
-        "_lines",
-        "_long",
-        "_long_counts",
-        "_longs",
-        "_mark",
-        "_marked",
-        "_start",
-        "_text",
-        "_told_events",
-        "_told_text",
-        "counted",
-        "error",
-        "events",
-        "finish",
-        "half",
-    )
+        "_apart", "_as_alike", "_choices", "_cutter", "_drop", "_frame", "_half_dropped", "_lines", "_long",
+        "_long_counts", "_longs", "_mark", "_marked", "_start", "_text", "_told_events", "_told_text", "counted",
+        "error", "events", "finish", "half",
+    )  # fmt: skip
 
     def __init__(self, endpoint: str, *, drop_usage: bool) -> None:
         self._drop = drop_usage
@@ -214,6 +195,8 @@ class StreamTap:
     def _take(self, event: bytes, found: StreamEvent) -> None:
         """An event of output: how many answers it brings on, and how much text."""
         choices = found.choices
+        if not self.events:
+            self.counted.thinks_aloud = thinks(choices) or "reasoning_text" in str(found.type)
         if choices:
             sizes = [size for choice in choices if (size := choice_bytes(choice, whole=not self.events)) >= 0]
             self.events += len(sizes)

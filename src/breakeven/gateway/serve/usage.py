@@ -39,17 +39,25 @@ _decode = msgspec.json.Decoder().decode
 
 
 class Counted(msgspec.Struct):
-    """Tokens as the backend counted them; None: it did not say. Cached ones are part of the prompt's."""
+    """Tokens as the backend counted them; None: it did not say. Cached ones are part of the prompt's.
+
+    `thoughts`: of the output, what it calls reasoning; `thinks_aloud`: the answer began with some, in words.
+    """
 
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
+    thoughts: int = 0
+    thinks_aloud: bool = False
 
     def add(self, usage: Any) -> bool:
         """Take in a `usage`; whether it tells of output. Of several the greatest counts: some servers count aloud."""
         if not isinstance(usage, dict):
             return False
         prompt, output = _number(usage.get("prompt_tokens")), _number(usage.get("completion_tokens"))
+        total = _number(usage.get("total_tokens"))
+        parts = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
+        thoughts = (_number(parts.get("reasoning_tokens")) or 0) if isinstance(parts, dict) else 0
         details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
         read = usage.get("cache_read_input_tokens")
         if read is not None:
@@ -60,6 +68,10 @@ class Counted(msgspec.Struct):
             prompt += (read or 0) + (_number(usage.get("cache_creation_input_tokens")) or 0)
         if output is None:
             output = _number(usage.get("output_tokens"))
+        if prompt and output is not None and total is not None and (beside := total - prompt - output) > 0:
+            # xAI and Gemini count thoughts beside the rest of an answer: their total alone holds both.
+            output, thoughts = output + beside, max(thoughts, beside)
+        self.thoughts = max(self.thoughts, thoughts)
         if prompt is not None:
             self.prompt_tokens = _more(self.prompt_tokens, prompt)
         if cached is not None:
