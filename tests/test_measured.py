@@ -78,7 +78,7 @@ def test_the_same_question_needs_no_word_and_another_one_does(tmp_path: Path) ->
     assert measured_otherwise(plan, box, TRAFFIC, msgspec.structs.replace(seen, workload=probe)) == []
     strict = msgspec.structs.replace(seen, slo=Slo(ttft_s=0.5, tpot_s=0.08), target_share=0.99)
     (word,) = measured_otherwise(plan, box, TRAFFIC, strict)
-    assert word.startswith("was measured for ttft=0.5s,tpot=80ms for 99%, which is more than the study asks")
+    assert word.startswith("was measured for ttft=500ms,tpot=80ms for 99%, which is more than the study asks")
     short = msgspec.structs.replace(seen.workload, prompt=Length(mean=100), output=Length(mean=90))
     (word,) = measured_otherwise(plan, box, TRAFFIC, msgspec.structs.replace(seen, workload=short))
     assert "100 prompt and 90 output tokens on average, the study has 512 and 96" in word

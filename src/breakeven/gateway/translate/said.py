@@ -175,7 +175,7 @@ def message_event(data: bytes, said: AnswerSaid) -> list[AnswerPart]:
     elif kind == "content_block_start":
         block = event.get("content_block")
         part = _block(block, at, whole=False)
-        if part is not None and part.kind == "call":
+        if part is not None and part.kind == "call" and isinstance(block, dict):
             said.given[at] = block.get("input") or {}
         return [] if part is None or (part.kind != "call" and not part.text) else [part]
     elif kind == "content_block_delta" and isinstance(delta := event.get("delta"), dict):
