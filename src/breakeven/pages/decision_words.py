@@ -26,6 +26,8 @@ from breakeven.stats.estimate import Estimate, exactly
 MONTH_HOURS = 365.25 * 24 / 12
 """A twelfth of a year: bills are read by the month."""
 FEW_PER_S = 0.1
+EXACT = 1e-9
+"""Of a value: ends that differ by less are one number, computed twice."""
 # A band this many times its value wide has ends of different size, each with digits of its own.
 WIDE = 0.5
 ALL = 0.9995
@@ -59,7 +61,7 @@ def span_text(span: Estimate | None, scale: float = 1.0) -> str:
 def _places(span: Estimate, scale: float) -> int:
     if all(end * scale == round(end * scale) for end in (span.value, span.least, span.most)):
         return 0
-    if span.low == span.high:
+    if span.most - span.least <= EXACT * abs(span.value):
         return decimals_of(span.value * scale)
     return decimals_of(span.value * scale, (span.most - span.least) / 2 * abs(scale))
 
