@@ -35,7 +35,7 @@ from breakeven.forecast.calibration.parameters import (
 )
 from breakeven.forecast.calibration.probes import SETS, SMALL, dense, loads_for, moe, probes_for, slots_and_context
 from breakeven.forecast.constants import Constants
-from breakeven.forecast.terms import step_parts, step_s, terms_of
+from breakeven.forecast.terms import Terms, step_parts, step_s, terms_of
 from breakeven.hardware.placement import MemoryAt, Placed
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.arithmetic import file_bytes
@@ -53,6 +53,7 @@ TRUTH = Constants(
     moe_layer_s=5e-5,
     expert_s=4e-6,
     sequence_s=3e-4,
+    kv_row_s=6e-8,
     prefill_token_s=2e-5,
     element_s=2e-9,
     type_cost={"Q6_K": 0.7},
@@ -255,6 +256,24 @@ def test_left_out_rows_are_in_order() -> None:
     assert [x.seen for x in left_out] == found
 
 
+def test_rows_of_the_cache_cost_what_heads_make_of_them() -> None:
+    """Of two models with as many bytes of keys and values, the one with more heads reads more rows."""
+    few, many = (
+        terms_of(dense(f"h{heads}", 1024, 4, 2048, 16, heads, dim), FORMAT) for heads, dim in ((4, 128), (8, 64))
+    )
+    assert [group.rows for terms in (few, many) for group in terms.attention] == [4 * 4, 4 * 8]
+    free = msgspec.structs.replace(TRUTH, kv_row_s=0.0)
+
+    def cost_s(terms: Terms, sequences: int, context: float) -> float:
+        return float(step_s(terms, TRUTH, sequences, context)) - float(step_s(terms, free, sequences, context))
+
+    assert cost_s(few, 3, 500.0) == pytest.approx(6e-8 * 16 * 500 * 3)
+    assert cost_s(many, 3, 500.0) == pytest.approx(2 * cost_s(few, 3, 500.0))
+    assert fit(steps(SMALL, TRUTH, noise=0.02), tile=4).constants.kv_row_s == pytest.approx(6e-8, rel=0.3)
+    # On a device nothing is known of rows: the constant is not there to be fitted.
+    assert fit(steps(SMALL, msgspec.structs.replace(TRUTH, tile=1, tile_cost={}))).constants.kv_row_s == 0.0
+
+
 def test_arithmetic_costs_are_neutral_by_default_and_count_where_given() -> None:
     terms = terms_of(UNSEEN[0], FORMAT)
     plain = Constants(
@@ -304,6 +323,7 @@ HOST_TRUTH = msgspec.structs.replace(
     TRUTH,
     tile=1,
     tile_cost={},
+    kv_row_s=0.0,
     host_bytes_per_s=6e9,
     host_flops_per_s=3e10,
     stream_bytes_per_s=2e9,

@@ -47,6 +47,9 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
     expert_s: float = 0.0
     """Of each expert that a layer touches in a step."""
     sequence_s: float = 0.0
+    kv_row_s: float = 0.0
+    """Of each row of the cache that a decoding token reads: an entry's keys and values of one head. A CPU fetches short
+    rows that lie apart more slowly than their bytes say."""
     logit_bytes: float = 0.0
     """Moved of each logit of a decoding sequence, by an engine that samples on its device."""
     prefill_token_s: float = 0.0

@@ -64,6 +64,7 @@ def shard(terms: Terms, devices: int, split: Split) -> Terms:
                 kv_bytes=group.kv_bytes / kv_ways(group, devices),
                 read_bytes=group.read_bytes / kv_ways(group, devices),
                 flops=group.flops / devices,
+                rows=group.rows / kv_ways(group, devices),
             )
             for group in terms.attention
         ),

@@ -193,7 +193,7 @@ def mixed(of: list[Constants], shares: tuple[float, ...]) -> Constants:
         return float(sum(share * getattr(c, name) for c, share in zip(of, shares, strict=True)))
 
     rates = ("weight_bytes_per_s", "kv_bytes_per_s", "decode_flops_per_s", "prefill_flops_per_s")
-    costs = ("layer_s", "moe_layer_s", "mixer_layer_s", "expert_s", "prefill_token_s", "element_s")
+    costs = ("layer_s", "moe_layer_s", "mixer_layer_s", "expert_s", "prefill_token_s", "element_s", "kv_row_s")
     return msgspec.structs.replace(
         of[0], **{name: rate(name) for name in rates}, **{name: cost(name) for name in costs}
     )

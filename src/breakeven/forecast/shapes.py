@@ -47,7 +47,7 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
 class ModelShape(msgspec.Struct, frozen=True, array_like=True):
     """One catalogued model, whatever its format. `experts`: how many, how many a token uses, and in how many layers.
 
-    `attention`: window, bytes kept and operations of an entry, key heads, every so many, top, bytes read.
+    `attention`: window, bytes kept and operations of an entry, key heads, every so many, top, bytes and rows read.
     `buffers`: what llama.cpp reserves to compute in on a GPU, and on a CPU, attention masks apart; then the same where
     it reserves every logit of a micro-batch.
     """
@@ -68,7 +68,7 @@ class ModelShape(msgspec.Struct, frozen=True, array_like=True):
     total_params: int
     active_params: int
     experts: tuple[tuple[int, int, int], ...]
-    attention: tuple[tuple[int | None, float, float, int, int, int | None, float], ...]
+    attention: tuple[tuple[int | None, float, float, int, int, int | None, float, float], ...]
     whole_heads: bool
     """Whether quantized caches can hold its heads."""
     buffers: tuple[float, float, float, float]
@@ -140,7 +140,7 @@ def made_of(spec: ModelSpec, formats: tuple[str, ...] = (*GGUF, *SERVED, TRAINED
         active_params=active_params(spec),
         experts=tuple((g.n_experts, g.per_token, g.layers) for g in terms.experts),
         attention=tuple(
-            (a.window, a.kv_bytes, a.flops, a.kv_heads, a.every, a.top, a.read_bytes) for a in terms.attention
+            (a.window, a.kv_bytes, a.flops, a.kv_heads, a.every, a.top, a.read_bytes, a.rows) for a in terms.attention
         ),
         whole_heads=not any(width % KV_BLOCK for a in heads for width in (a.head_dim, a.value_dim)),
         buffers=(buffers[0], buffers[1], buffers[2], buffers[3]),
@@ -169,8 +169,8 @@ def terms_from(name: str, shape: ModelShape, format_name: str) -> Terms:
             for (n, per_token, layers), types in zip(shape.experts, held.experts, strict=True)
         ),
         attention=tuple(
-            AttentionGroup(window, kept, flops, heads, every, top, read)
-            for window, kept, flops, heads, every, top, read in shape.attention
+            AttentionGroup(window, kept, flops, heads, every, top, read, rows)
+            for window, kept, flops, heads, every, top, read, rows in shape.attention
         ),
         latent_kv=shape.latent_kv,
         work=held.work,

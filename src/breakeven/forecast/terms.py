@@ -21,7 +21,7 @@ each on average. n = D + P tokens pass through the weights. With occupancy u (sh
               F by number type and place, each at its cost (type_compute, tile_cost, expert_compute)
     t = max(t_mem, t_flops) + (1 - overlap) min(t_mem, t_flops)
         + step_s + layer_s L + moe_layer_s L_moe + mixer_layer_s L_mixer + expert_s (experts touched)
-        + sequence_s D + prefill_token_s P + element_s L hidden n + logit_bytes vocab D / kv_bytes_per_s
+        + sequence_s D + kv_row_s rows + prefill_token_s P + element_s L hidden n + logit_bytes vocab D / kv_bytes_per_s
         + max((weight bytes in host memory) / host_bytes_per_s, F_host / host_flops_per_s) + KV_host / host_bytes_per_s
         + (weight bytes on disk) / disk_bytes_per_s + handover_s (handovers)
     n >= 32: host weights cross the link instead, (their bytes) / stream_bytes_per_s, and the device multiplies
@@ -79,7 +79,7 @@ class AttentionGroup:
 
     `window`, `every` and `top` as in `breakeven.model.arithmetic.Attends`; `read_bytes`: read of an entry, more than is
     kept where layers share a cache. `kv_heads`: heads that can be parted among devices; 1 for a latent shared by all
-    heads (MLA), which every device keeps whole.
+    heads (MLA), which every device keeps whole. `rows`: heads of all layers whose keys and values are read of an entry.
     """
 
     window: int | None
@@ -89,6 +89,7 @@ class AttentionGroup:
     every: int = 1
     top: int | None = None
     read_bytes: float = 0.0
+    rows: float = 0.0
 
     def kept(self, context: float) -> float:
         """Entries kept of a sequence of `context` tokens."""
@@ -174,13 +175,11 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
     experts = tuple(
         ExpertGroup(shape[0], shape[1], widths.count(shape), tuple(found.items())) for shape, found in routed.items()
     )
-    attention: dict[tuple[int | None, int, int, int | None], list[float]] = {}
+    attention: dict[tuple[int | None, int, int, int | None], Floats] = {}
     for layer in spec.layers:
         for a in attends(layer):
-            mine = attention.setdefault((a.window, a.kv_heads, a.every, a.top), [0.0, 0.0, 0.0])
-            mine[0] += kv_element_bytes * a.elements
-            mine[1] += a.flops
-            mine[2] += kv_element_bytes * a.reads
+            mine = attention.setdefault((a.window, a.kv_heads, a.every, a.top), np.zeros(4))
+            mine += (kv_element_bytes * a.elements, a.flops, kv_element_bytes * a.reads, a.kv_heads)
     scans = [scan_flops(layer) for layer in spec.layers]
     head_params = spec.hidden * spec.vocab
     worked = math.fsum((*work.values(), *expert_work.values()))
@@ -200,8 +199,8 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
         head_flops=2.0 * head_params,
         experts=experts,
         attention=tuple(
-            AttentionGroup(window, kept, flops, heads, every, top, read)
-            for (window, heads, every, top), (kept, flops, read) in attention.items()
+            AttentionGroup(window, float(kept), float(flops), heads, every, top, float(read), float(rows))
+            for (window, heads, every, top), (kept, flops, read, rows) in attention.items()
         ),
         latent_kv=any(isinstance(mixer, Mla) for layer in spec.layers for mixer in layer.mixers),
         work=tuple((kind, n / worked) for kind, n in work.items()),
@@ -298,10 +297,11 @@ def step_parts(
         if constants.expert_tile > 1.0:  # columns multiplied over columns needed, of the group that wastes most
             columns = group.n_experts * share * np.minimum(n, constants.expert_tile)
             filled = np.maximum(filled, columns / np.maximum(n * group.per_token, 1.0))
-    kv_token, attention_d, attention_p = zeros, zeros, zeros
+    kv_token, rows, attention_d, attention_p = zeros, zeros, zeros, zeros
     for cache in terms.attention:
         span = cache.read(c)
         kv_token = kv_token + cache.read_bytes * span
+        rows = rows + cache.rows * span
         attention_d = attention_d + cache.flops * span
         attention_p = attention_p + cache.flops * cache.read(pc)
     kv = d * (terms.state_bytes + kv_token)
@@ -326,6 +326,7 @@ def step_parts(
         + constants.mixer_layer_s * terms.mixer_layers
         + constants.expert_s * touched
         + (constants.sequence_s + constants.logit_bytes * terms.vocab / constants.kv_bytes_per_s) * d
+        + constants.kv_row_s * rows * (1.0 - where.kv_host) * d
         + constants.prefill_token_s * p
         + constants.element_s * terms.layers * terms.hidden * n
     )

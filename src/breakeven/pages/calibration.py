@@ -27,6 +27,7 @@ RATES = {
     "layer_s": ("costs a layer", 1e-6, "us"),
     "moe_layer_s": ("more for a layer that routes", 1e-6, "us"),
     "expert_s": ("costs an expert touched", 1e-6, "us"),
+    "kv_row_s": ("costs a row of keys and values", 1e-9, "ns"),
     "sequence_s": ("costs a sequence", 1e-6, "us"),
     "prefill_token_s": ("costs a prompt token", 1e-6, "us"),
     "element_s": ("costs an element of a layer", 1e-9, "ns"),

@@ -123,6 +123,8 @@ COSTS = {
 }
 """Prior, least and most of the costs in seconds. The priors are what kernel launches (microseconds) and a token's
 sampling and sending (0.1 ms) take, as orders of magnitude; the spread of a factor e^2 makes them say no more."""
+KV_ROW = (3e-8, 1e-11, 1e-5)
+"""The same of a row of the cache, which attention on a CPU reads by itself: a third of a fetch from memory."""
 HANDOVER = (5e-5, 1e-8, 1e-1)
 """The same of passing between the CPU and a device once: a synchronisation and a launch."""
 HOST_RATES = ("host_bytes_per_s", "host_flops_per_s", "stream_bytes_per_s")
@@ -166,6 +168,7 @@ def parameters(observations: Sequence[Observation], start: Constants) -> list[Pa
     found += [Parameter("type_compute", 1.0, TYPE_SPREAD, 0.2, 5.0, key=kind) for kind in others]
     if start.tile > 1:
         found.append(Parameter("tile_cost", TILE_PRIOR, TYPE_SPREAD, 0.1, 1.0, key=base))
+        found.append(Parameter("kv_row_s", KV_ROW[0], COST_SPREAD, *KV_ROW[1:]))
     for name in HOST_RATES:
         if (prior := getattr(start, name)) is not None:
             bounds = FLOPS_PER_S if name == "host_flops_per_s" else BYTES_PER_S
