@@ -342,6 +342,18 @@ def test_a_form_goes_on_with_another_model_and_no_other_change(tmp_path: Path) -
     assert len(got) == 3
 
 
+def test_words_in_a_forms_file_name_do_not_count_against_a_backend(tmp_path: Path) -> None:
+    """A server repeats them; of a request without a form they would be looked for in what its client sent."""
+    path, words = "/v1/audio/transcriptions", b'{"error": {"message": "cannot read incorrect API key.wav"}}'
+    sent = form(b"xyz", (SOUND[0].replace(b"a.wav", b"incorrect API key.wav"), SOUND[1]), (MODEL[0], b"b"))
+    with (
+        ScriptedServer("ok", pages={path: lambda _: whole(words, status=400)}) as server,
+        gateway(tmp_path, {"backends": [backend("b", server.url)]}) as running,
+    ):
+        status, _, said = running.ask(sent, {"content-type": KIND.decode()}, path=path)
+        assert (status, said) == (400, words)
+
+
 def test_a_form_is_read_once_and_only_one_way() -> None:
     sent = form(b"xyz", SOUND, MODEL, (b'Content-Disposition: form-data; name="stream"', b"true"))
     asked = read_form(sent, KIND)
