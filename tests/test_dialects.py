@@ -44,6 +44,7 @@ from breakeven.wire.lessons import (
     LESSONS,
     Lesson,
     as_number,
+    calls_unknown,
     from_number,
     lesson_of,
     may_repeat,
@@ -221,6 +222,37 @@ def test_fields_are_dropped_renamed_and_added_and_what_a_request_says_itself_sta
 def test_what_a_refusal_teaches(status: int, body: object, field: str | None) -> None:
     lesson = lesson_of(status, json.dumps(body).encode(), SENT)
     assert (lesson and lesson.field) == field
+
+
+PYDANTIC = [{"type": "extra_forbidden", "loc": ["body", "metadata"], "msg": "Extra inputs are not permitted",
+             "input": {"user_id": "reasoning", "loc": ["reasoning"], "type": "extra_forbidden"}}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "unknown"),
+    [
+        ({"message": "messages.1.assistant.reasoning: property 'messages.1.assistant.reasoning' is unsupported"}, True),
+        ({"error": {"message": "'messages.1' : property 'reasoning' is unsupported", "code": 400}}, True),
+        ({"error": {"message": "Please remove the `reasoning` of your input messages."}}, True),
+        ({"detail": [{"type": "missing", "loc": ["body", "x"], "msg": "Field required"},
+                     {"type": "extra_forbidden", "loc": ["body", "messages", 1, "reasoning"], "msg": "Extra"}]}, True),
+        ({"message": json.dumps({"detail": [{"type": "extra_forbidden", "loc": ["messages", "reasoning"]}]})}, True),
+        ("[{'type': 'extra_forbidden', 'loc': ('messages', 1, 'reasoning'), 'msg': 'Extra', 'input': 'x'}]", True),
+        ({"error": {"message": "Unexpected end of a call", "failed_generation": "my reasoning is ..."}}, False),
+        ({"error": {"message": "the reasoning is longer than its budget"}}, False),
+        ({"error": {"message": "Unsupported parameter: 'reasoning.effort'"}}, False),
+        ({"error": {"message": "unknown field reasoning_content"}}, False),
+        ({"detail": PYDANTIC}, False),
+        ({"detail": PYDANTIC[:0], "body": {"reasoning": "unknown"}}, False),
+        ({"message": str(PYDANTIC)}, False),
+        ({"message": json.dumps(PYDANTIC)}, False),
+        (str(PYDANTIC), False),
+        ("", False),
+    ],
+)  # fmt: skip
+def test_a_name_is_unknown_only_by_a_servers_own_words(body: object, unknown: bool) -> None:
+    raw = body if isinstance(body, str) else json.dumps(body)
+    assert calls_unknown(raw.encode(), "reasoning") == unknown
 
 
 def test_a_clients_own_field_is_left_out_only_where_its_answer_stays_what_it_asked_for() -> None:

@@ -342,6 +342,18 @@ def test_a_form_goes_on_with_another_model_and_no_other_change(tmp_path: Path) -
     assert len(got) == 3
 
 
+def test_words_in_a_forms_file_name_do_not_count_against_a_backend(tmp_path: Path) -> None:
+    """A server repeats them; of a request without a form they would be looked for in what its client sent."""
+    path, words = "/v1/audio/transcriptions", b'{"error": {"message": "cannot read incorrect API key.wav"}}'
+    sent = form(b"xyz", (SOUND[0].replace(b"a.wav", b"incorrect API key.wav"), SOUND[1]), (MODEL[0], b"b"))
+    with (
+        ScriptedServer("ok", pages={path: lambda _: whole(words, status=400)}) as server,
+        gateway(tmp_path, {"backends": [backend("b", server.url)]}) as running,
+    ):
+        status, _, said = running.ask(sent, {"content-type": KIND.decode()}, path=path)
+        assert (status, said) == (400, words)
+
+
 def test_a_form_is_read_once_and_only_one_way() -> None:
     sent = form(b"xyz", SOUND, MODEL, (b'Content-Disposition: form-data; name="stream"', b"true"))
     asked = read_form(sent, KIND)
@@ -600,6 +612,106 @@ def test_a_chat_without_a_limit_has_as_many_tokens_as_a_server_of_messages_gives
             assert limits("short") == [2000], "half of what it takes"
             asked = {"model": "usual", "messages": ASKED["messages"], "max_tokens": 9000}
             assert running.ask(asked)[0] == 400, "a client's own limit is its own affair"
+
+
+def test_a_limit_of_ours_that_leaves_no_room_for_a_prompt_is_lowered_for_that_prompt(tmp_path: Path) -> None:
+    room = {
+        "claude": (
+            200_000,
+            "input length and `max_tokens` exceed context limit: {prompt} + {asked} > {limit}, decrease",
+        ),
+        "vllm": (
+            16_384,
+            "This model's maximum context length is {limit} tokens. However, you requested {asked} output",
+        ),
+        "full": (100, "input length and `max_tokens` exceed context limit: {prompt} + {asked} > {limit}, decrease"),
+        "other": (16_384, "no such tool"),
+    }
+
+    def limited(question: ScriptedRequest) -> Step:
+        asked, prompt = question.fields["max_tokens"], int(question.fields["messages"][0]["content"][0]["text"])
+        limit, words = room[question.model]
+        if prompt + asked <= limit:
+            return None
+        said = words.format(prompt=prompt, asked=asked, limit=limit)
+        error = {"type": "error", "error": {"type": "invalid_request_error", "message": said}}
+        return whole(json.dumps(error).encode(), status=400)
+
+    with ScriptedServer(limited) as server:
+        plan = {"backends": [backend(name, server.url, endpoints=[MESSAGES]) for name in room]}
+        with gateway(tmp_path, plan) as running:
+
+            def limits(name: str, prompt: int) -> tuple[int, list[int]]:
+                """Status of an answer to a prompt, and the limits that its backend was asked with."""
+                before = len(server.seen.bodies)
+                asked = {"model": name, "messages": [{"role": "user", "content": str(prompt)}]}
+                status = running.ask(asked)[0]
+                return status, [json.loads(body)["max_tokens"] for body in list(server.seen.bodies)[before:]]
+
+            assert limits("claude", 180_000) == (200, [32_000, 20_000])
+            assert limits("claude", 10) == (200, [32_000]), "of another prompt it says nothing"
+            assert limits("vllm", 12_000) == (200, [32_000, 4096])
+            assert limits("vllm", 13_000) == (400, [32_000, 4096]), "once for each request"
+            assert limits("full", 180_000) == (400, [32_000]), "there is no room at all"
+            assert limits("other", 10) == (400, [32_000])
+
+
+def thinks(question: ScriptedRequest) -> bool:
+    """Whether earlier thoughts stand in what it is asked."""
+    return any("reasoning_content" in turn for turn in question.fields["messages"])
+
+
+def test_what_a_refusal_only_repeats_teaches_nothing_of_thoughts(tmp_path: Path) -> None:
+    echoed = "reasoning_content reasoning"
+    failing = iter([True, False])
+
+    def failed(question: ScriptedRequest) -> Step:
+        """As Groq, where a model's call of a tool is none, which may go well another time."""
+        if not thinks(question) or not next(failing):
+            return None
+        error = {
+            "message": "Unexpected words in a call",
+            "code": "tool_use_failed",
+            "failed_generation": f"my {echoed}",
+        }
+        return whole(json.dumps({"error": error}).encode(), status=400)
+
+    def strict(question: ScriptedRequest) -> Step:
+        """It refuses a field of the client's and repeats it; the second time with words of its own."""
+        if "user" not in question.fields:
+            return None
+        said = [{"type": "extra_forbidden", "loc": ["body", "user"], "msg": "Extra inputs are not permitted"}]
+        told: dict[str, Any] = {"detail": [{**said[0], "input": question.fields["user"]}]}
+        if question.model == "both" and thinks(question):
+            told = {"detail": "unknown field reasoning_content, unknown field user"}
+        return whole(json.dumps(told).encode(), status=422)
+
+    thought = [{"type": "thinking", "thinking": "hm", "signature": ""}, {"type": "text", "text": "yes"}]
+    turns = [*ASKED["messages"], {"role": "assistant", "content": thought}, {"role": "user", "content": "go"}]
+    with ScriptedServer(failed) as groq, ScriptedServer(strict) as server:
+        plan = {
+            "backends": [
+                backend("groq", groq.url, endpoints=["/v1/chat/completions"]),
+                backend("strict", server.url, endpoints=["/v1/chat/completions"]),
+                backend("both", server.url, endpoints=["/v1/chat/completions"]),
+            ]
+        }
+        with gateway(tmp_path, plan) as running:
+
+            def told(name: str, at: ScriptedServer, **more: Any) -> tuple[int, list[bool]]:
+                """Status of an answer, and whether thoughts stood in what its backend was asked, each time."""
+                before = len(at.seen.bodies)
+                status = running.ask({"model": name, "max_tokens": 8, "messages": turns, **more}, path=MESSAGES)[0]
+                sent = [json.loads(body)["messages"][1] for body in list(at.seen.bodies)[before:]]
+                return status, ["reasoning_content" in turn for turn in sent]
+
+            assert told("groq", groq) == (400, [True])
+            assert told("groq", groq) == (200, [True])
+            repeated = {"metadata": {"user_id": echoed}}
+            assert told("strict", server, **repeated) == (200, [True, True])
+            assert told("strict", server) == (200, [True])
+            assert told("both", server, **repeated) == (200, [True, False, False])
+            assert told("both", server) == (200, [True]), "it was the other field"
 
 
 def test_a_chat_that_refuses_earlier_thoughts_is_asked_without(tmp_path: Path) -> None:

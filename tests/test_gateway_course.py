@@ -450,6 +450,15 @@ USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens
 DONE = b"data: [DONE]\n\n"
 
 
+def test_a_forms_refusal_says_nothing_of_the_gateways_key() -> None:
+    """What a client calls its file may have such words, and a form is not looked through."""
+    said = b'{"error": {"message": "cannot read Incorrect API key.wav"}}'
+    for form, first in ((True, "content"), (False, "error")):
+        opening = Opening({}, streams=False, form=form)
+        assert opening.feed(said) == ""
+        assert opening.end(400) == first
+
+
 def opens(*pieces: bytes, streams: bool = True, length: int = -1) -> tuple[First, int, Opening]:
     """What the pieces say first, after how many of them, and the opening; a further one is the end."""
     opening = Opening({}, streams=streams, length=length)

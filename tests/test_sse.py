@@ -369,18 +369,20 @@ def test_an_answer_in_one_piece_has_hidden_thoughts_too() -> None:
 
 
 def test_a_count_of_nothing_beside_output_was_not_told() -> None:
-    none = {"prompt_tokens": 3, "completion_tokens": 0}
+    none = {"prompt_tokens": 3, "completion_tokens": 0, "prompt_tokens_details": {"cached_tokens": 2}}
     reply = Reply()
     for now, word in enumerate("abc"):
         reply.feed(event(**text(word, "stop" if word == "c" else None)), now)
     reply.feed(event(choices=[], usage=none) + b"data: [DONE]\n\n", 9)
     reply.end()
-    assert (reply.usage, reply.output_tokens) == (None, 3)
-    assert reply.anomalies(3, several_usages_expected=False) == ["no_usage"]
+    assert (reply.counts_output, reply.output_tokens) == (False, 3)
+    assert reply.usage is not None
+    assert (reply.usage.prompt_tokens, reply.usage.cached_tokens) == (3, 2), "what it says of the prompt stays"
+    assert reply.anomalies(3, several_usages_expected=False) == ["no_usage", "prompt_cached"]
     whole = Reply()
     answer = {"choices": [{"message": {"content": "a b c"}, "finish_reason": "stop"}], "usage": none}
     whole.take_whole(msgspec.json.encode(answer), 5)
-    assert (whole.usage, whole.counted) == (None, False)
+    assert (whole.usage, whole.counts_output, whole.counted) == (reply.usage, False, False)
     silent = {"choices": [{"message": {"content": ""}, "finish_reason": "stop"}], "usage": none}
     with pytest.raises(BrokenStreamError) as caught:
         Reply().take_whole(msgspec.json.encode(silent), 5)

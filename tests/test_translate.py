@@ -855,6 +855,21 @@ ONE, TWO = '{"x":1}', '{"x":2}'
              called(index=0, id="c", name="f", arguments="")],
             [("a", "f", ONE)],
         ),
+        (  # another tool, its arguments behind its name
+            [called(index=0, name="f", arguments=ONE), called(index=0, name="g", arguments=""),
+             called(index=0, arguments=TWO)],
+            [("", "f", ONE), ("", "g", TWO)],
+        ),
+        (
+            [called(index=0, name="f", arguments=ONE), called(index=0, name="f", arguments=""),
+             called(index=0, arguments=TWO)],
+            [("", "f", ONE), ("", "f", TWO)],
+        ),
+        (  # the same name with each piece
+            [called(index=0, name="f", arguments='{"x"'), called(index=0, name="f", arguments=":1}"),
+             called(index=0, name="f", arguments="")],
+            [("", "f", ONE)],
+        ),
         (
             [called(index=0, id="a", name="f", arguments='{"x"'), called(index=1, id="b", name="f", arguments='{"x"'),
              called(index=0, arguments=":1}"), called(index=1, arguments=":2}")],
@@ -876,16 +891,25 @@ def test_calls_that_a_backend_does_not_number_are_told_apart(
     assert [(part.name, part.text) for part in again.parts] == [call[1:] for call in calls]
 
 
-def spoken(given: Json, *pieces: str) -> bytes:
-    """One of Anthropic's messages as a stream: a call that begins with `given`."""
+def spoken(given: Json, *pieces: str, calls: int = 1, stop: str = "tool_use") -> bytes:
+    """One of Anthropic's messages as a stream: calls that begin with `given`."""
     block = {"type": "tool_use", "id": "t", "name": "f", "input": given}
-    events: list[Json] = [
-        {"type": "message_start", "message": {"id": "msg_7", "model": "served", "content": []}},
-        {"type": "content_block_start", "index": 0, "content_block": block},
-        *({"type": "content_block_delta", "index": 0, "delta": {"type": "input_json_delta", "partial_json": piece}}
-          for piece in pieces),
-        {"type": "content_block_stop", "index": 0},
-        {"type": "message_delta", "delta": {"stop_reason": "tool_use"}},
+    events: list[Json] = [{"type": "message_start", "message": {"id": "msg_7", "model": "served", "content": []}}]
+    for at in range(calls):
+        events += [
+            {"type": "content_block_start", "index": at, "content_block": block},
+            *(
+                {
+                    "type": "content_block_delta",
+                    "index": at,
+                    "delta": {"type": "input_json_delta", "partial_json": piece},
+                }
+                for piece in pieces
+            ),
+            {"type": "content_block_stop", "index": at},
+        ]
+    events += [
+        {"type": "message_delta", "delta": {"stop_reason": stop}},
         {"type": "message_stop"},
     ]  # fmt: skip
     return b"".join(event_bytes(json.dumps(one).encode(), one["type"].encode()) for one in events)
@@ -921,6 +945,23 @@ def test_a_call_of_anthropics_has_its_arguments_whenever_they_come(
     assert last["output"][0]["arguments"] == arguments
     deltas = [event["delta"] for event in told[RESPONSES] if event["type"] == "response.function_call_arguments.delta"]
     assert "".join(deltas) == arguments
+
+
+@pytest.mark.parametrize(
+    ("given", "stop", "arguments"),
+    [
+        ({}, "max_tokens", ["{}", ""]),  # the last one may have lost them
+        ({}, "refusal", ["{}", ""]),
+        ({"x": 1}, "max_tokens", [ONE, ONE]),
+        ({}, "tool_use", ["{}", "{}"]),
+    ],
+)
+def test_arguments_that_the_limit_cut_off_are_not_made_up(given: Json, stop: str, arguments: list[str]) -> None:
+    said = read_again(MESSAGES, spoken(given, calls=2, stop=stop))
+    assert [part.text for part in said.parts] == arguments
+    block = {"type": "tool_use", "id": "t", "name": "f", "input": given}
+    whole = {"id": "msg_7", "model": "served", "content": [block, block], "stop_reason": stop}
+    assert [part.text for part in READERS[MESSAGES].whole(json.dumps(whole).encode()).parts] == arguments
 
 
 def test_a_call_without_arguments_is_json_for_a_client_of_responses() -> None:
@@ -1016,6 +1057,19 @@ def test_a_response_by_way_of_messages() -> None:
     assert turned.headers([]) == [(b"anthropic-version", b"2023-06-01")]
     assert turned.headers([(b"anthropic-version", b"x")]) == [(b"anthropic-version", b"x")]
     assert told_of(turned, [])[0] == (b"x-breakeven-translated", b"/v1/messages")
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_thoughts_that_a_server_of_messages_would_refuse_are_named(name: str) -> None:
+    """They bear no signature there."""
+    turns = [{"role": "assistant", "content": "yes", name: thought} for thought in ("hm", "", None)]
+    left: list[str] = []
+    assert chat_to_messages({"messages": turns[1:]}, left)["messages"]
+    assert left == []
+    assert "hm" not in json.dumps(chat_to_messages({"messages": turns}, left))
+    assert left == [name]
+    codex = Turned(RESPONSES, MESSAGES, raw({"model": "m", "input": REASONED}))
+    assert codex.left == ("reasoning_content",)
 
 
 def test_a_stream_is_asked_for_its_usage() -> None:

@@ -7,6 +7,7 @@ sent it; and nothing but what stands in `LESSONS` is ever left out.
 
     lesson_of(status, body, sent)   what this refusal teaches, None: nothing
     wants_more(status, said)        whether it refuses so short an answer
+    calls_unknown(body, name)       whether its own words call a name unknown
     with_lessons(actions, lessons)  what becomes of fields then, in the words of `dialects.Dialect.body`
 
 Forms that are read: pydantic's `extra_forbidden` (vLLM, Mistral, which writes it as text within text), OpenAI's and
@@ -85,6 +86,12 @@ _UNKNOWN = re.compile(
     r"|(?:is|are) not supported|does(?: not|n't) support|no longer supported|cannot find field|use '?\w+'? instead",
     re.IGNORECASE,
 )
+_NOT_TAKEN = re.compile(rf"{_UNKNOWN.pattern}|remove|not (?:allowed|permitted)", re.IGNORECASE)
+"""DeepSeek (before V3.2) asks to remove thoughts. Of fields, which have everyday names, these say too little."""
+_REPEATED = ("input", "body", "failed_generation")
+"""Parts of a refusal that are its client's own words (pydantic, FastAPI) or its model's (Groq)."""
+_REPEATS = re.compile(rf"['\"](?:{'|'.join(_REPEATED)})\\*['\"]\s*:")
+"""The same within a text, as vLLM tells what pydantic said."""
 _NEAR = 80
 """Letters between what a sentence says of a field and its name."""
 _READ = 8192
@@ -143,8 +150,25 @@ def _named(told: Any, depth: int = _DEEPEST) -> Iterator[str]:
             yield str(where[-1])
         if isinstance(about, str) and (told.get("code") in _CODES or told.get("type") in _CODES):
             yield about
-        for value in told.values():
-            yield from _named(value, depth - 1)
+        for name, value in told.items():
+            if name not in _REPEATED:
+                yield from _named(value, depth - 1)
+
+
+def calls_unknown(body: bytes, name: str) -> bool:
+    """Whether a refusal calls `name` unknown, in its server's own words: not in what it repeats."""
+    try:
+        told = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        told = None
+    if name in _named(told):
+        return True
+    said = _REPEATS.split(_words(told) or body[:_READ].decode(errors="replace"), maxsplit=1)[0][:_READ]
+    named = re.compile(rf"\b{re.escape(name)}\b(?!\.\w)")
+    return any(
+        named.search(said[max(0, word.start() - _NEAR) : word.end() + _NEAR])
+        for word in islice(_NOT_TAKEN.finditer(said), _MOST_WORDS)
+    )
 
 
 def _said(text: str, sent: Collection[str]) -> list[str]:

@@ -242,7 +242,7 @@ class Reply:
             raise BrokenStreamError(f"a completion without choices: {_shown(body)}")
         self._usage, self.timings = whole.usage, whole.timings
         self._said, self._thought = kind == "content", thinks(whole.choices)
-        self.counted = self.usage is not None or self.timings is not None
+        self.counted = self.counts_output or self.timings is not None
         self._finished = True
         self.done_ns = now_ns
         if kind != "content" and not self.output_tokens:
@@ -274,16 +274,19 @@ class Reply:
 
     @property
     def usage(self) -> Usage | None:
-        """What the server says it counted, as it said last. A count of nothing beside output is none."""
+        """What the server says it counted, as it said last; of its output only where it `counts_output`."""
         told = self._usage
         if told is None:
             return None
         if self._told is not told:
             self._told, self._as_told = told, told.told()
-        found = self._as_told
-        if found is not None and not found.completion_tokens and (self._said or self.chunk_ns):
-            return None
-        return found
+        return self._as_told
+
+    @property
+    def counts_output(self) -> bool:
+        """Whether the server says how many tokens it wrote: a count of nothing beside output is none."""
+        usage = self.usage
+        return usage is not None and bool(usage.completion_tokens or not (self._said or self.chunk_ns))
 
     @property
     def hidden_tokens(self) -> int:
@@ -300,7 +303,7 @@ class Reply:
     def output_tokens(self) -> int:
         """Tokens received: as the server counted them, without those that never came (the `hidden_thoughts` anomaly),
         else pieces of output (`no_usage`)."""
-        if self._finished and (usage := self.usage) is not None:
+        if self._finished and (usage := self.usage) is not None and self.counts_output:
             return usage.completion_tokens - self.hidden_tokens
         if self.timings is not None and self._finished:
             return self.timings.predicted_n
@@ -316,7 +319,7 @@ class Reply:
         """Oddities of a stream that could be used all the same."""
         notes = list(self._notes)
         usage = self.usage
-        if self._finished and usage is None:
+        if self._finished and not self.counts_output:
             notes.append("no_usage")
         if self._usages > 1 and not several_usages_expected:
             notes.append("several_usages")

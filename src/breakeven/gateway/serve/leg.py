@@ -160,6 +160,7 @@ class Leg:
             secret=lane.secret,
             anything=endpoint not in WRITES,
             whole=turned is not None or self._forward.early,
+            form=asked.form is not None,
         )
         if turned is not None and coding != b"identity" and status < 300:
             self._course.said_error(self, status, "unable", "packed, so that it cannot be translated")

@@ -48,8 +48,8 @@ class Opening:
     """The beginning of one answer. `status`, `stands`, `message`: of the error that it is."""
 
     __slots__ = (
-        "_any", "_coded", "_cutter", "_fields", "_length", "_parts", "_secret", "_size", "_whole", "message", "stands",
-        "status",
+        "_any", "_coded", "_cutter", "_fields", "_form", "_length", "_parts", "_secret", "_size", "_whole", "message",
+        "stands", "status",
     )  # fmt: skip
 
     def __init__(
@@ -62,14 +62,16 @@ class Opening:
         secret: bytes = b"",
         anything: bool = False,
         whole: bool = False,
+        form: bool = False,
     ) -> None:
         """`fields` of its request, raw. `coded`: it is compressed, so that any byte is content.
 
         `length`: of a body in one piece, as far as its head says. `secret`: kept out of messages. `anything`: whatever
         it says is an answer but an error: sound, a picture, a count. `whole`: one in one piece is held to its end.
+        `form`: its request was one, which `fields` do not hold.
         """
         self._fields, self._length, self._coded, self._secret = fields, length, coded, secret
-        self._any, self._whole = anything, whole
+        self._any, self._whole, self._form = anything, whole, form
         self._cutter = SseCutter(MOST_HELD) if streams else None
         self._parts: list[bytes] = []
         self._size = 0
@@ -123,8 +125,8 @@ class Opening:
 
     def _refuses_key(self, headers: Headers) -> bool:
         """Whether all that came says that a key is wrong, in words that its client did not send to be repeated."""
-        if not _WRONG_KEY.search(self.held):
-            return False
+        if self._form or not _WRONG_KEY.search(self.held):
+            return False  # a form's names and files may have these words: it is not looked through
         try:
             # Without escapes, as they would be repeated.
             sent = [msgspec.json.encode(msgspec.json.decode(value)) for value in self._fields.values()]

@@ -24,11 +24,20 @@ from breakeven.gateway.plan.reach import ENDPOINTS
 from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, body_of, fields_for, form_for, raw
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import LESSONS_TAUGHT
-from breakeven.gateway.translate.chat import USUAL_MAX_TOKENS
+from breakeven.gateway.translate.chat import SMALL_MAX_TOKENS, USUAL_MAX_TOKENS
 from breakeven.gateway.translate.table import THOUGHTS, Fields, Turned
 from breakeven.hardware.system import cache_home
 from breakeven.wire.dialects import Dialect
-from breakeven.wire.lessons import LESSONS, REFUSING, Lesson, as_number, from_number, lesson_of, may_repeat
+from breakeven.wire.lessons import (
+    LESSONS,
+    REFUSING,
+    Lesson,
+    as_number,
+    calls_unknown,
+    from_number,
+    lesson_of,
+    may_repeat,
+)
 from breakeven.wire.message import Headers
 from breakeven.wire.target import endpoint_at, split_base
 
@@ -39,10 +48,13 @@ LEFT_OUT = b"x-breakeven-left-out"
 """Header that names fields of a client's body that its backend does not take and was not sent."""
 _MOST_BYTES = 1 << 20
 _READ = 1 << 16
-"""Bytes of a refusal that are looked through for what the translation put in."""
+"""Bytes of a refusal that are looked through for a limit."""
 _TOO_MANY = re.compile(rb"max_tokens: (\d{1,9}) > (\d{1,9})")
 """Anthropic's words for a limit above what the model may write, which is the second number."""
-_NAMED = {name: re.compile(rb"\b%b\b" % name.encode()) for name in THOUGHTS}
+_NO_SPACE = re.compile(rb"(\d{1,9})\s*\+\s*(\d{1,9})\s*>\s*(\d{1,9})")
+"""And for a prompt and a limit that are more than its context, which is the third number."""
+_ABOUT_LENGTH = re.compile(rb"max_tokens|context[ _](?:length|size|window|limit)", re.IGNORECASE)
+"""Of others that refuse so much, whatever numbers they tell."""
 
 
 class Sent(NamedTuple):
@@ -153,8 +165,8 @@ class Question:
     """
 
     __slots__ = (
-        "_asked", "_doubted", "_fields", "_headers", "_left_out", "_lessons", "_lowered", "_model", "_most", "_query",
-        "_speech", "_untold", "adds", "endpoint", "turned",
+        "_asked", "_doubted", "_fields", "_fits", "_headers", "_left_out", "_lessons", "_lowered", "_model", "_most",
+        "_query", "_speech", "_untold", "adds", "endpoint", "turned",
     )  # fmt: skip
 
     def __init__(self, speech: Speech, model: msgspec.Raw, wanted: AskedFor, way: str) -> None:
@@ -169,6 +181,8 @@ class Question:
         self._lessons: tuple[Lesson, ...] = ()
         self._doubted = False
         self._most, self._lowered, self._untold = speech.most_output, False, speech.untold
+        self._fits: int | None = None
+        """Tokens of an answer for which there is room behind this prompt, where there are fewer."""
         self.adds: Mapping[str, msgspec.Raw] = {}
         """Fields of ours, which no client may be refused for."""
 
@@ -176,7 +190,7 @@ class Question:
         """As it goes out now."""
         asked, endpoint = self._asked, self.endpoint
         if self.turned is not None:
-            fields = self.turned.fields(self._model, self._most, self._untold)
+            fields = self.turned.fields(self._model, self._fits or self._most, self._untold)
             if self.adds:
                 fields = {**fields, **self.adds}
             own = [name for name in asked.fields if name in fields]
@@ -199,7 +213,7 @@ class Question:
 
     def again(self, status: int, refusal: bytes) -> bool:
         """Whether a refusal names a field that its backend can be asked without, as the next `sent` is."""
-        if status in REFUSING and self.turned is not None and self._says_less(self.turned, refusal[:_READ]):
+        if status in REFUSING and self.turned is not None and self._says_less(self.turned, refusal):
             return True
         if self.endpoint not in WANTS_USAGE:
             return False
@@ -215,17 +229,34 @@ class Question:
 
     def _says_less(self, turned: Turned, refusal: bytes) -> bool:
         """Whether it refuses what the translation put in, of which there can be less."""
-        if turned.unlimited and not self._lowered and (told := _TOO_MANY.search(refusal)):
-            asked, most = int(told[1]), int(told[2])
-            if asked == self._most and 0 < most < asked:
-                self._most, self._lowered = most, True
-                return True
+        if turned.unlimited and self._asks_for_less(refusal[:_READ]):
+            return True
         if turned.thinks:
-            for name, said in _NAMED.items():
-                if name not in self._untold and said.search(refusal):
+            for name in THOUGHTS:
+                if name not in self._untold and calls_unknown(refusal, name):
                     self._untold |= {name}
                     return True
         return False
+
+    def _asks_for_less(self, refusal: bytes) -> bool:
+        """Whether it refuses our limit. What its model writes holds from now on, what has room for this prompt alone;
+        each is asked once."""
+        asked = self._most
+        if self._fits is not None:
+            return False
+        told = _TOO_MANY.search(refusal)
+        if told and not self._lowered and int(told[1]) == asked and 0 < int(told[2]) < asked:
+            self._most, self._lowered = int(told[2]), True
+            return True
+        told = _NO_SPACE.search(refusal)
+        if told and int(told[2]) == asked:
+            most = int(told[3]) - int(told[1])
+        else:
+            most = SMALL_MAX_TOKENS if _ABOUT_LENGTH.search(refusal) else 0
+        if not 0 < most < asked:
+            return False
+        self._fits = most
+        return True
 
     def body(self) -> bytes:
         """What was sent last, but for what only we asked for. Of a form: an empty object."""
@@ -236,7 +267,8 @@ class Question:
         if self._lessons and not self._doubted:
             self._speech.learn(self._lessons)
         self._speech.most_output = min(self._speech.most_output, self._most)
-        self._speech.untold |= self._untold
+        if not self._lessons:  # else that may have been all that was wrong
+            self._speech.untold |= self._untold
 
     @property
     def translated_to(self) -> str:

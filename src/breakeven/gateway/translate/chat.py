@@ -20,6 +20,10 @@ from breakeven.wire.sse import DONE, event
 
 USUAL_MAX_TOKENS = 32_000
 """Anthropic's API wants a limit, chat's does not: what Claude Opus 4 writes at most, the least of those since 2025."""
+SMALL_MAX_TOKENS = 4096
+"""Where there is no room for as many."""
+_THOUGHTS = ("reasoning_content", "reasoning")
+"""Without their signature, which a chat has no place for, Anthropic's API refuses them."""
 _SAME = ("top_p", "top_k", "stream")
 _HINTS = (
     "seed", "verbosity", "service_tier", "store", "metadata", "prompt_cache_key", "safety_identifier",
@@ -56,6 +60,7 @@ def chat_to_messages(asked: Json, left: list[str]) -> Json:
     left.extend(name for name in _HINTS if asked.get(name) is not None)
     made: Json = {name: asked[name] for name in asked if name not in _READ}
     system, made["messages"] = _turns(asked.get("messages"))
+    left.extend(name for name in _THOUGHTS if any(turn.get(name) for turn in asked["messages"]))
     if system:
         made["system"] = system
     made |= {name: asked[name] for name in _SAME if asked.get(name) is not None}

@@ -2,8 +2,7 @@
 
 A whole answer is an `AnswerSaid`; of a stream each event gives `AnswerPart`s, and an `AnswerSaid` has what holds for
 all of them. Readers know the backends' two forms (chat completions, Anthropic's messages), `StreamTurner` goes through
-a stream with one of them. Counts are not read here: the gateway counts them from the same bytes as of every answer
-(`serve.tap`).
+a stream with one of them. Counts are not read here: the gateway counts the same bytes as of any answer (`serve.tap`).
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ _FINISHES = {
     "model_context_window_exceeded": "length", "pause_turn": "stop",
 }  # fmt: skip
 """Why an answer ends, in the words of both APIs, and in ours."""
+_CUTS = ("length", "filter")
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 decode, encode = msgspec.json.Decoder().decode, msgspec.json.Encoder().encode
@@ -69,20 +69,20 @@ class AnswerPart(msgspec.Struct, gc=False):
 
 
 class StreamedCall(msgspec.Struct):
-    """The latest call on one index of a stream. `next`: the id of another one that may begin."""
+    """The latest call on one index of a stream. `next`: the id, or "", of another one that may begin."""
 
     at: int
     id: str
     name: str
     pieces: list[str] = msgspec.field(default_factory=list)
-    next: str = ""
+    next: str | None = None
 
 
 class AnswerSaid(msgspec.Struct):
     """One answer. `finish`: stop, length, calls or filter, empty while it goes on. `stop`: the sequence that did it.
 
-    Of a stream only: `calls` by their index at the backend, and how many have `begun`; `given`: what calls brought at
-    their beginning, by block, until it is known whether that is all.
+    Of a stream only: `calls` by their index at the backend, and how many of them, or of blocks, have `begun`; `given`:
+    what calls brought at their beginning, by block, until it is known whether that is all.
     """
 
     parts: list[AnswerPart] = msgspec.field(default_factory=list)
@@ -161,6 +161,8 @@ def read_message(body: bytes) -> AnswerSaid:
     _facts(answer, said)
     said.parts = [part for at, block in enumerate(content) if (part := _block(block, at, whole=True)) is not None]
     _stopped(answer, said)
+    if said.finish in _CUTS and said.parts and (last := said.parts[-1]).kind == "call" and last.text == "{}":
+        last.text = ""  # as of a stream
     said.finish = said.finish or "stop"
     return said
 
@@ -175,6 +177,7 @@ def message_event(data: bytes, said: AnswerSaid) -> list[AnswerPart]:
     elif kind == "content_block_start":
         block = event.get("content_block")
         part = _block(block, at, whole=False)
+        said.begun = max(said.begun, at + 1)
         if part is not None and part.kind == "call" and isinstance(block, dict):
             said.given[at] = block.get("input") or {}
         return [] if part is None or (part.kind != "call" and not part.text) else [part]
@@ -184,12 +187,18 @@ def message_event(data: bytes, said: AnswerSaid) -> list[AnswerPart]:
                 if brings == "call":
                     said.given.pop(at, None)
                 return [AnswerPart(brings, text, at=at)]  # type: ignore[arg-type]  # three of the four kinds
-    elif kind == "content_block_stop" and (given := said.given.pop(at, None)) is not None:
-        # No piece came: of a tool that takes nothing, or of a server (Kimi's) that says all of it at the beginning.
-        return [AnswerPart("call", encode(given).decode(), at=at)]
     elif kind == "message_delta" and isinstance(delta := event.get("delta"), dict):
         _stopped(delta, said)
+        return _given(said) if said.finish else []
     return []
+
+
+def _given(said: AnswerSaid) -> list[AnswerPart]:
+    """Arguments of which no piece came: of a tool that takes nothing, or of a server (Kimi's) that says all of them at
+    the beginning. Where an answer was cut, none in its last block may be what was cut off."""
+    given, said.given = said.given, {}
+    cut = said.begun - 1 if said.finish in _CUTS else -1
+    return [AnswerPart("call", encode(found).decode(), at=at) for at, found in given.items() if found or at != cut]
 
 
 class Reads(NamedTuple):
@@ -351,10 +360,11 @@ def _tell_apart(part: AnswerPart, said: AnswerSaid) -> None:
     begins = call is None
     if call is not None and part.name and (part.id != call.id if part.id else not call.id):
         whole = _is_whole(call.pieces)
-        begins = bool(part.id and call.name and part.name != call.name) or (whole and bool(part.text.strip()))
+        other = bool(call.name) and part.name != call.name
+        begins = (other and (bool(part.id) or whole)) or (whole and bool(part.text.strip()))
         if whole and not begins:
             call.next = part.id  # another one, if arguments follow
-    elif call is not None and call.next and part.text.strip():
+    elif call is not None and call.next is not None and part.text.strip():
         part.id, part.name, begins = call.next, call.name, True
     if call is None or begins:
         call = said.calls[part.at] = StreamedCall(said.begun, part.id, part.name)
