@@ -9,6 +9,7 @@ import pytest
 
 from breakeven.answer.advice import advice_for
 from breakeven.answer.candidates import Facts, ruled_out
+from breakeven.answer.mixes import _may_serve
 from breakeven.answer.study.plan import (
     CandidatePlan,
     Constraints,
@@ -133,11 +134,16 @@ def test_a_budget_that_only_the_middle_breaks_says_so() -> None:
         (20, QualityScore(how="size", value=10e9, low=7e9, high=16e9), True),
         (0.5, QualityScore(how="size", value=10e9, low=7e9, high=16e9), False),
         (0.5, QualityScore(how="none"), False),
+        (0.5, QualityScore(how="published", value=0.4, benchmark="mmlu_pro"), True),
+        (1.0, QualityScore(how="bits_per_byte", value=0.7), False),
     ],
 )
 def test_the_floor_binds_by_what_it_can_be_compared_with(floor: float, quality: QualityScore, out: bool) -> None:
     plan = replace(PLAN, quality=QualityPlan(floor=floor))
     assert bool(ruled_out(plan, MOE, Facts(quality=quality))) is out
+    # That of a part binds by the same rule.
+    assert _may_serve([], floor, MOE.name, {MOE.name: quality}) is not out
+    assert not _may_serve(["another"], None, MOE.name, {MOE.name: quality})
 
 
 def test_licences_are_of_catalogued_models_and_name_a_page() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from breakeven.answer.candidates import Reasons
 from breakeven.answer.day import busiest_text, day_of
-from breakeven.answer.decide import decide
+from breakeven.answer.decide import _day, decide
 from breakeven.answer.study.load import read_study
 from breakeven.answer.study.plan import START_S, Scaling
 from breakeven.answer.words import turns_text
@@ -248,3 +249,53 @@ def test_the_budget_is_held_against_the_bill_of_the_day(tmp_path: Path, budget: 
     assert found.verdict.winner == winner
     (one_of,) = found.candidates
     assert one_of.ruled_out == ([] if winner else ["costs $18 a month; the budget is $10"])
+    as_if = "The hours are told as if there were no budget."
+    assert (as_if in found.verdict.because) is (winner is None)
+
+
+@pytest.mark.parametrize(
+    ("budget", "billed", "said"),
+    [
+        (3000, ["moe", "dense"], []),
+        # 72, 84 and, taking turns, 48 a day are 2,191, 2,557 and 1,461 a month.
+        (2300, ["moe"], ["With dense, alone beyond the budget, taking turns by the hour is within the budget: $48.00"]),
+        (1500, ["moe", "dense"], ["Taking turns by the hour is within the budget: $48.00 a day (dense 0-12 h"]),
+        (1400, ["moe", "dense"], ["The hours are told as if there were no budget."]),
+    ],
+)
+def test_turns_within_the_budget_are_said(tmp_path: Path, budget: int, billed: list[str], said: list[str]) -> None:
+    dense = one("dense", Rented(usd_per_hour=1.0), 10.0, scale=Scaling(start_s=0.0))
+    moe = one("moe", Rented(usd_per_hour=3.0), 100.0, "moe", scale=Scaling(start_s=0.0))
+    asked = read_study(study(tmp_path, str(HOURS)))
+    ruled = {name: Reasons([], [], []) for name in ("dense", "moe")}
+    day, here, told = _day(replace(asked, budget_usd_per_month=budget), [dense, moe], ruled)
+    assert [bill.candidate for bill in day.bills] == billed
+    assert here.winner == ("moe" if budget > 2191 else None)
+    assert len(told) == len(said)
+    assert all(text.startswith(begin) for text, begin in zip(told, said, strict=True))
+
+
+def test_of_more_than_a_week_the_last_is_decided_and_that_is_said(tmp_path: Path) -> None:
+    """Two days of five requests an hour, then a week of one, as a service that was tried out and left."""
+    at_s = [3600 * hour + 600 * k for hour in range(48) for k in range(5)]
+    at_s += [3600 * hour for hour in range(48, 48 + 168)] + [3600 * (48 + 168) - 1]
+    rows = "\n".join(f"{each},100,20" for each in at_s)
+    (tmp_path / "trace.csv").write_text(f"at_s,prompt_tokens,output_tokens\n{rows}\n", encoding="utf-8")
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "load: {trace: trace.csv, requests: 200}\nslo: {ttft: 2s, tpot: 100ms, share: 95%}\ncandidates: "
+        "[{name: a, price: {api: {input: 1, output: 2}}, speed: {ttft: 0.3s, tokens_per_s: 99, source: x}}]\n",
+        encoding="utf-8",
+    )
+    plan = read_study(path)
+    assert plan.hours_per_s == pytest.approx([1 / 3600] * 167 + [2 / 3600])
+    found = decide(plan)
+    assert "Of the 216 hours of the trace the last 168 count, a week." in found.verdict.because
+    # The same from the third day on is a week, of which nothing is left out.
+    text = "\n".join(f"{each - 48 * 3600},100,20" for each in at_s if each >= 48 * 3600)
+    (tmp_path / "trace.csv").write_text(f"at_s,prompt_tokens,output_tokens\n{text}\n", encoding="utf-8")
+    week = decide(read_study(path))
+    assert week.day is not None
+    assert found.day is not None
+    assert week.day.bills == found.day.bills
+    assert not any("of the trace the last" in why for why in week.verdict.because)

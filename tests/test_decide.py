@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from breakeven.answer.decide import _capacity_of, decide
 from breakeven.answer.evaluate import evaluate
+from breakeven.answer.mixes import Mix
 from breakeven.answer.regions import Standing
 from breakeven.answer.study.load import read_study
 from breakeven.answer.words import verdict_of
@@ -21,7 +23,8 @@ from breakeven.hardware.machine import MachineSpec
 from breakeven.model.quality.scores import QualityScore
 from breakeven.pages.decision_terminal import print_decision
 from breakeven.pages.decision_words import runs_on
-from breakeven.results.decision import Decision
+from breakeven.price.pricing import NOT_BILLED
+from breakeven.results.decision import Decision, TrafficShare
 from breakeven.results.lab import Evaluated, Evaluation, Slice, TaskScore
 from breakeven.results.load import CapacityStudy, Limit, LoadModel, Trial
 from breakeven.results.store import write
@@ -374,6 +377,7 @@ candidates:
   - {name: big, model: olmoe-1b-7b, machine: rtx-4090, format: Q4_K_M, price: {rented: {usd_per_hour: 2}}}
 """
 PARTS = "parts: [{name: easy, share: 80%}, {name: hard, share: 20%, candidates: [WHO]}]\n"
+APART = "parts: [{name: easy, share: 80%, candidates: [small]}, {name: hard, share: 20%, candidates: [big]}]\n"
 
 
 def test_who_may_not_serve_every_part_does_not_serve_all_of_it(tmp_path: Path) -> None:
@@ -381,7 +385,17 @@ def test_who_may_not_serve_every_part_does_not_serve_all_of_it(tmp_path: Path) -
     # Both together cost more than the large one alone, and the small one alone may not.
     assert found.verdict.winner == "big"
     assert {region.winner for region in found.regions} == {"big"}
-    assert "small may not serve the part 'hard', so not all of it alone." in found.verdict.because
+    small, big = found.candidates
+    assert (small.barred_from, big.barred_from) == (["hard"], [])
+    # Right behind what the winner carries, and marked in the table: it is the cheaper one there.
+    assert found.verdict.because[0].startswith("One replica of big carries")
+    assert found.verdict.because[1] == "small may not serve the part 'hard', so not all of it alone."
+    console = Console(width=100, file=io.StringIO())
+    print_decision(found, console, None)
+    printed = console.file.getvalue()
+    assert "small ^" in printed
+    assert "big ^" not in printed
+    assert "^: may not serve every part of the traffic, so not all of it alone." in printed
 
 
 def test_a_part_that_is_left_to_nobody_is_named(tmp_path: Path) -> None:
@@ -398,16 +412,67 @@ def test_parts_bind_over_a_day_too(tmp_path: Path) -> None:
     assert whole.day is not None
     assert [bill.candidate for bill in whole.day.bills] == ["big"]
     assert any("a split of the parts costs over the hours is not computed" in why for why in whole.verdict.because)
-    parts = "parts: [{name: easy, share: 80%, candidates: [small]}, {name: hard, share: 20%, candidates: [big]}]\n"
-    apart = decide(read_study(study(tmp_path, head + parts + SMALL_AND_BIG)))
+    apart = decide(read_study(study(tmp_path, head + APART + SMALL_AND_BIG)))
     assert (apart.verdict.outcome, apart.day) == ("both", None)
     assert apart.verdict.because[-1].startswith("This is of the busiest hour")
 
 
+def test_parts_are_shared_out_over_a_day_that_nobody_carries(tmp_path: Path) -> None:
+    """One machine each, of about 30 and 16 requests/s, and 36 in every hour."""
+    head = HEAD.replace("rate: 0.2/s,", f"day: {[36.0] * 24},").replace("high: 20/s", "high: 80/s")
+    each = SMALL_AND_BIG.replace("rtx-4090,", "rtx-4090, replicas: 1,")
+    found = decide(read_study(study(tmp_path, f"{head}{PARTS.replace(', candidates: [WHO]', '')}{each}")))
+    assert (found.verdict.outcome, found.day) == ("both", None)
+    assert {share.candidate for share in found.verdict.shares} == {"small", "big"}
+    # In some worlds they carry less than that, and have no bill.
+    for share in found.verdict.shares:
+        assert share.usd_per_hour is not None
+        assert 0 < share.usd_per_hour.least <= share.usd_per_hour.most < 10
+    # At twice as much the split does not carry it either, which is said, and the hours stay.
+    more = decide(
+        read_study(study(tmp_path, f"{head.replace('36.0', '72.0')}{PARTS.replace(', candidates: [WHO]', '')}{each}"))
+    )
+    assert more.verdict.outcome == "none"
+    assert more.day is not None
+    assert not any("costs over the hours is not computed" in why for why in more.verdict.because)
+
+
+def test_where_nobody_may_serve_all_parts_loads_flips_and_maps_are_there(tmp_path: Path) -> None:
+    found = decide(read_study(study(tmp_path, HEAD + APART + SMALL_AND_BIG)))
+    assert (found.verdict.outcome, found.day) == ("both", None)
+    assert {region.winner for region in found.regions} == {"small"}
+    assert {drawn.y for drawn in found.maps} == {"context", "precision"}
+    assert [flip.quantity for flip in found.flips] == ["batch"]
+    assert "What is best by load is said as if each might serve all parts." in found.verdict.because
+    assert [each.barred_from for each in found.candidates] == [["hard"], ["easy"]]
+    console = Console(width=200, file=io.StringIO())
+    print_decision(found, console, None)
+    assert "not all of it alone; what is best by load is said as if each might." in console.file.getvalue()
+    whole = decide(read_study(study(tmp_path, HEAD + SMALL_AND_BIG)))
+    assert found.regions == whole.regions
+    assert not any("as if each might" in why for why in whole.verdict.because)
+
+
+def test_electricity_that_is_not_billed_is_said_beside_any_answer(pair: Decision) -> None:
+    note = f"{NOT_BILLED}: nobody says what it draws"
+    dark, lit = pair.candidates[0], pair.candidates[1]
+    rows = [msgspec.structs.replace(dark, notes=[note]), msgspec.structs.replace(lit, notes=[])]
+    shares = [TrafficShare(candidate=each.name, traffic="half", share=0.5) for each in rows]
+    cost = Estimate(1.0, 1.0, 1.0)
+    both = verdict_of(rows, [], Mix(shares, cost, None, None, True), Standing(None, 0.0), pair.load_per_s, [])
+    same = verdict_of(rows, [], None, Standing(lit.name, 1.0, dark.name, cost, True), pair.load_per_s, [])
+    other = verdict_of(rows, [], None, Standing(lit.name, 1.0), pair.load_per_s, [])
+    assert (both.outcome, same.outcome) == ("both", "no_difference")
+    assert f"{dark.name}: {note}." in both.because
+    assert f"{dark.name}: {note}." in same.because
+    assert not any(NOT_BILLED in why for why in other.because)
+    compared = Mix(shares[1:], cost, dark.name, cost, False)
+    assert f"{dark.name}: {note}." in verdict_of(rows, [], compared, Standing(None, 0.0), 1.0, []).because
+
+
 def test_a_combination_beyond_the_budget_is_none(tmp_path: Path) -> None:
-    parts = "parts: [{name: easy, share: 80%, candidates: [small]}, {name: hard, share: 20%, candidates: [big]}]\n"
     rich, poor = (
-        decide(read_study(study(tmp_path, f"{HEAD}budget_usd_per_month: {budget}\n{parts}{SMALL_AND_BIG}"))).verdict
+        decide(read_study(study(tmp_path, f"{HEAD}budget_usd_per_month: {budget}\n{APART}{SMALL_AND_BIG}"))).verdict
         for budget in (2000, 1500)
     )
     assert rich.outcome == "both"

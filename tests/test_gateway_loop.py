@@ -17,7 +17,7 @@ from breakeven.answer.study.load import read_study
 from breakeven.cli.main import dispatch
 from breakeven.errors import UserError
 from breakeven.forecast.serving import unit_requests
-from breakeven.gateway.loop.run import decide_from_log, same_verdict, study_of_gateway, study_on_log
+from breakeven.gateway.loop.run import decide_from_log, fleet_of, same_verdict, study_of_gateway, study_on_log
 from breakeven.gateway.loop.traffic import counts, traffic_of, workload_of_log, write_trace
 from breakeven.gateway.plan.load import read_gateway
 from breakeven.gateway.seen.record import DecisionRecord
@@ -327,3 +327,43 @@ def test_an_invented_day_gives_way_to_the_hours_of_the_log(tmp_path: Path) -> No
     cheap = next(fleet for fleet in told.fleets if fleet.candidate == "cheap")
     assert cheap.usd is not None
     assert cheap.usd.value == pytest.approx((0.05 * prompt + 0.08 * output) / 1e6, rel=1e-6)
+
+
+def test_a_long_log_keeps_the_question_of_a_study_of_one_load(tmp_path: Path) -> None:
+    """Over a day "both" is no answer, so the verdict would have changed whatever came."""
+    file = tmp_path / "study.yaml"
+    parts = "parts: [{name: a, share: 80%, candidates: [cheap]}, {name: b, share: 20%, candidates: [dear]}]\n"
+    file.write_text(STUDY + parts, encoding="utf-8")
+    log = write_log(tmp_path / "log", traffic(600, 600 / (24 * 3600)))
+    told = decide_from_log(file, [log], tmp_path / "out")
+    assert told.before is not None
+    assert (told.before.outcome, told.decision.verdict.outcome, told.stands) == ("both", "both", True)
+    assert told.decision.load_per_s == told.traffic.rate_per_s
+
+
+BOX = (
+    "  - {name: box, model: llama-3.2-1b, machine: rtx-4090, format: Q4_K_M, "
+    "price: {rented: {usd_per_hour: 0.6}}, scale: {least: 0, start: 0s}}\n"
+)
+
+
+def test_beside_a_decision_by_hours_fleets_cost_what_these_hours_do(tmp_path: Path) -> None:
+    """Requests come in two hours of the 24, and the machine runs in no other."""
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY.replace("rate: 0.05/s", f"day: {[1.0] * 24}") + BOX, encoding="utf-8")
+    records = [record(10.0 * k) for k in range(360)] + [record(23 * 3600 + 10.0 * k) for k in range(360)]
+    told = decide_from_log(file, [write_log(tmp_path / "log", records)], tmp_path / "out")
+    assert told.decision.day is not None
+    (bill,) = [each for each in told.decision.day.bills if each.candidate == "box"]
+    assert bill.usd_per_day.value == pytest.approx(2 * 0.6)
+    (box,) = [each for each in told.fleets if each.candidate == "box"]
+    assert box.usd is not None
+    assert box.usd.value == pytest.approx(2 * 0.6 * told.traffic.span_s / 86_400)
+    assert box.replicas is not None
+    assert box.replicas.value == max(bill.machines) == 1
+    # Without hours it runs all the time.
+    logged = workload_of_log([tmp_path / "log"])
+    (row,) = [each for each in told.decision.candidates if each.name == "box"]
+    always = fleet_of(row, logged)
+    assert always.usd is not None
+    assert always.usd.value == pytest.approx(0.6 * told.traffic.span_s / 3600)

@@ -140,7 +140,9 @@ def test_conversations_of_roles_and_contents(tmp_path: Path, key: str) -> None:
     assert found.unused == ()
 
 
-@pytest.mark.parametrize("first", ["[INST] How tall is it? [/INST]", "{{name}}, hello", "[1] and [2] differ how?"])
+@pytest.mark.parametrize(
+    "first", ["[INST] How tall is it? [/INST]", "{{name}}, hello", "[1] and [2] differ how?", "[[wiki]] pages"]
+)
 def test_text_that_begins_as_json_does_is_text(tmp_path: Path, first: str) -> None:
     path = tmp_path / "own.txt"
     path.write_text(f"{first}\nA haiku.\n")
@@ -284,6 +286,8 @@ def test_a_comparison_without_traffic_is_made_of_the_same_text(tmp_path: Path) -
         ('{"body": {"prompt": 7}}\n', ["line 1", "key body", "key prompt"]),
         ('[{"prompt": "a"}, 7]', ["item 2", "expected an object"]),
         ('[{"prompt": "a"}', ["no whole JSON list"]),
+        ('[[{"role": "user", "content": "a"}]]', ["item 1", "expected an object"]),
+        ("[1, 2]\n", ["item 1", "expected an object"]),
         ('{"prom', ["line 1", "not a JSON object"]),
         ("{'prompt': 'a'}\n", ["line 1", "not a JSON object"]),
         ('{"messages": [{"role": "user", "content": "a"}], "tools": "many"}\n', ["line 1", "key tools", "many"]),

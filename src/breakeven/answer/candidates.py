@@ -53,7 +53,7 @@ def ruled_out(plan: StudyPlan, candidate: CandidatePlan, facts: Facts) -> list[s
         _memory(plan, facts),
         _power(plan, candidate, facts),
         _licence(plan, candidate),
-        _quality(plan, facts),
+        None if facts.quality is None else below_floor(plan.quality.floor, facts.quality),
         _loss(plan, facts),
         *_speed(plan, candidate, facts),
         beyond_budget(plan, facts.usd_per_month),
@@ -103,9 +103,12 @@ def _licence(plan: StudyPlan, candidate: CandidatePlan) -> str | None:
     return f"is licensed under {known}; the study allows {', '.join(plan.constraints.licences)}"
 
 
-def _quality(plan: StudyPlan, facts: Facts) -> str | None:
-    floor, quality = plan.quality.floor, facts.quality
-    if floor is None or quality is None or quality.value is None or quality.how == "bits_per_byte":
+def below_floor(floor: float | None, quality: QualityScore) -> str | None:
+    """That `quality` is known to be below the floor of a study or of a part, in words; None: it is not, or may not be.
+
+    `floor`: up to 1 a share of tasks solved, above 1 billions of dense parameters.
+    """
+    if floor is None or quality.value is None or quality.how == "bits_per_byte":
         return None
     if quality.how == "size":
         # Size is a guess with a wide band: only what lies below even its upper end is ruled out. A share says nothing
@@ -229,8 +232,12 @@ def result_of(
     quality: QualityScore,
     rates: Floats,
     plan: StudyPlan,
+    barred: Sequence[str] = (),
 ) -> CandidateResult:
-    """The candidate's row, with cost curves over `rates` where it has a price and serves anything."""
+    """The candidate's row, with cost curves over `rates` where it has a price and serves anything.
+
+    `barred`: parts of the traffic that it may not serve.
+    """
     of_a_day = [sum(plan.hours_per_s) / len(plan.hours_per_s)] if plan.hours_per_s else []
     looked = rates[np.linspace(0, len(rates) - 1, SHOWN_LOADS).astype(int)].tolist()
     shown = sorted({*looked, plan.load_per_s, *of_a_day})
@@ -265,6 +272,7 @@ def result_of(
         placed=None if model is None or model.lies is None else model.lies.placed(),
         shares=list(promise.shares) if promise is not None else [],
         borderline=edge_text(promise.edge, plan.good_share) if promise is not None and promise.edge else None,
+        barred_from=list(barred),
     )
 
 

@@ -16,11 +16,12 @@ from breakeven.answer.along import along_context, along_precision
 from breakeven.answer.candidates import HOURS_PER_MONTH, Reasons, beyond_budget, needed, result_of, scores_of, why_not
 from breakeven.answer.day import busiest_text, day_of
 from breakeven.answer.evaluate import NO_PRICE, Assessed, errs_with, evaluate
-from breakeven.answer.mixes import Mix, for_all, mix_of
+from breakeven.answer.mixes import Mix, barred_text, for_all, mix_of
 from breakeven.answer.regions import Handover, Standing, handovers_of, regions_of, standing_at
-from breakeven.answer.study.load import read_study_trace
+from breakeven.answer.study.load import read_study_trace, whole_hours
 from breakeven.answer.study.plan import StudyPlan
-from breakeven.answer.words import DAY_HOURS, rate_text, verdict_of
+from breakeven.answer.study.values import WEEK_HOURS
+from breakeven.answer.words import DAY_HOURS, rate_text, turns_text, usd_text, verdict_of
 from breakeven.answer.worlds import Contender, Floats, Worlds, worlds_of
 from breakeven.forecast.constants import Profile
 from breakeven.forecast.serving import traced_text
@@ -55,6 +56,8 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
     ruled = {e.plan.name: why_not(plan, e, scores[e.plan.name]) for e in found}
     free = [e for e in found if not ruled[e.plan.name].ever and not ruled[e.plan.name].quality]
     able, barred = for_all(plan, free, scores)
+    # Where nobody may serve every part, who is best at which load is still worth knowing, and said with a word.
+    looked = able or (free if plan.parts else [])
     rates = np.unique([*np.geomspace(plan.low_per_s, plan.high_per_s, LOADS), plan.load_per_s])
     regions: list[Region] = []
     flips: list[Flip] = []
@@ -63,31 +66,44 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
     here = Standing(None, 0.0)
     day: Day | None = None
     mix: Mix | None = None
-    left: list[str] = []
-    if able:
-        contenders = [c for e in able if (c := e.contender())]
+    aside: list[str] = []
+    if looked:
+        contenders = [c for e in looked if (c := e.contender())]
         worlds = worlds_of(contenders, rates, plan.seed)
         regions, handovers = regions_of(worlds), handovers_of(worlds)
-        here = standing_at(worlds, plan.load_per_s)
+        if able:
+            here = standing_at(worlds, plan.load_per_s)
+        else:
+            aside.append("What is best by load is said as if each might serve all parts.")
         if any(name and ruled[name].now for name in (here.winner, here.runner_up if here.same else None)):
             here = _within(plan, contenders, ruled)
         flips = find.load_flips(handovers, contenders)
         for what, ask in (("context", along_context), ("precision", along_precision)):
             on_phase("mapping", f"load and {what}")
-            more, drawn = ask(plan, able, trace)
+            more, drawn = ask(plan, looked, trace)
             flips += more
             maps += [drawn] if drawn is not None else []
-        flips += _other_flips(plan, able, worlds, here, handovers)
+        flips += _other_flips(plan, looked, worlds, here, handovers)
         on_phase("looking for", "what would narrow the answer")
-        measurements = _measurements(plan, able, rates)
-        if plan.hours_per_s:
-            day, here = _day(plan, contenders, ruled)
-    if day is None:
+        measurements = _measurements(plan, looked, rates)
+        if able and plan.hours_per_s:
+            day, here, told = _day(plan, contenders, ruled)
+            aside += told
+    # Over a day only candidates that serve all parts are priced; where none carries it, parts may be shared out.
+    if day is None or (plan.parts and not day.bills):
         mix, left = mix_of(plan, found, scores, ruled)
-    aside = [A_SPLIT_DAY] if plan.hours_per_s else []
+        day = day if mix is None else None
+        aside = [*left, *aside]
     if mix is None:
-        aside = [*left, *barred, *_aside(plan, ruled, here, day)]
-    results = [result_of(e, ruled[e.plan.name].all, scores[e.plan.name], rates, plan) for e in found]
+        aside += _aside(plan, ruled, here, day)
+    if plan.hours_per_s and trace is not None and (hours := whole_hours(trace)) > WEEK_HOURS:
+        aside.append(f"Of the {hours:,} hours of the trace the last {WEEK_HOURS} count, a week.")
+    if plan.hours_per_s and mix is not None:
+        aside.append(A_SPLIT_DAY)
+    results = [
+        result_of(e, ruled[e.plan.name].all, scores[e.plan.name], rates, plan, barred.get(e.plan.name, []))
+        for e in found
+    ]
     return Decision(
         version=__version__,
         name=plan.name,
@@ -102,6 +118,7 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
             day,
             {e.plan.name: _capacity_of(plan, e).command for e in found if e.model is not None},
             aside,
+            barred_text(barred),
         ),
         load_per_s=plan.load_per_s,
         workload=plan.workload,
@@ -144,10 +161,12 @@ def _within(plan: StudyPlan, contenders: Sequence[Contender], ruled: Mapping[str
     return standing_at(worlds_of(kept, np.array([plan.load_per_s]), plan.seed), plan.load_per_s)
 
 
-def _day(plan: StudyPlan, contenders: Sequence[Contender], ruled: dict[str, Reasons]) -> tuple[Day, Standing]:
+def _day(
+    plan: StudyPlan, contenders: Sequence[Contender], ruled: dict[str, Reasons]
+) -> tuple[Day, Standing, list[str]]:
     """The hours of those whose bill of them is within the budget; of all, and without a winner, where none is.
 
-    Notes in `ruled` whose is not.
+    Notes in `ruled` whose is not. Also what must be said of the budget, such as taking turns that are within it.
     """
     day, here = day_of(contenders, plan.hours_per_s, plan.seed)
     over = set()
@@ -157,10 +176,21 @@ def _day(plan: StudyPlan, contenders: Sequence[Contender], ruled: dict[str, Reas
             over.add(name)
             ruled[name] = replace(ruled[name], now=[*ruled[name].now, why])
     if not over:
-        return day, here
+        return day, here, []
     kept = [c for c in contenders if c.name not in over]
     within = day_of(kept, plan.hours_per_s, plan.seed) if kept else None
-    return within if within is not None and within[0].bills else (day, Standing(None, 0.0))
+    turns = day.by_hour_usd_per_day
+    if turns is None or beyond_budget(plan, turns.scaled(HOURS_PER_MONTH / DAY_HOURS)) is not None:
+        affordable = None
+    else:
+        affordable = f"is within the budget: {usd_text(turns)} a day ({turns_text(day.by_hour)})."
+    if within is None or not within[0].bills:
+        as_if = "The hours are told as if there were no budget."
+        return day, Standing(None, 0.0), [as_if if affordable is None else f"Taking turns by the hour {affordable}"]
+    others = [name for name in dict.fromkeys(day.by_hour) if name in over]
+    if affordable is None or not others:
+        return *within, []
+    return *within, [f"With {' and '.join(others)}, alone beyond the budget, taking turns by the hour {affordable}"]
 
 
 A_SPLIT_DAY = "This is of the busiest hour: what the parts cost over all hours is not computed."
@@ -173,7 +203,7 @@ def _aside(plan: StudyPlan, ruled: Mapping[str, Reasons], here: Standing, day: D
         told.append("What is best by load, and where that changes, is said as if there were no budget.")
     if plan.parts and here.winner is None and not any(each.all for each in ruled.values()):
         told.append("No candidate, and no split of the parts, carries this load on the machines there are.")
-    if day is not None and plan.parts:
+    if day is not None and day.bills and plan.parts:
         told.append("What a split of the parts costs over the hours is not computed; give one rate to see it there.")
     if day is not None and plan.trace is not None:
         told.append("Hours count from the first request of the trace, not from midnight.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from breakeven.answer.candidates import HOURS_PER_MONTH, Reasons, beyond_budget
+from breakeven.answer.candidates import HOURS_PER_MONTH, Reasons, below_floor, beyond_budget
 from breakeven.answer.evaluate import Assessed
 from breakeven.answer.study.plan import StudyPlan
 from breakeven.answer.worlds import DRAWS, Contender, Doubt, DrawnFleet, Floats, factors, span_of
@@ -136,21 +136,33 @@ def _bill(contender: Contender, rate: float | Floats, seed: int) -> Floats:
 
 
 def _share(name: str, traffic: str, share: float, bill_D: Floats) -> TrafficShare:
-    return TrafficShare(candidate=name, traffic=traffic, share=share, usd_per_hour=span_of(bill_D))
+    # In some worlds, or in all, the machines there are do not carry it: those have no bill.
+    finite_D = bill_D[np.isfinite(bill_D)]
+    usd = span_of(finite_D) if np.isfinite(bill_D[0]) else None
+    return TrafficShare(candidate=name, traffic=traffic, share=share, usd_per_hour=usd)
 
 
 def for_all(
     plan: StudyPlan, found: Sequence[Assessed], scores: Mapping[str, QualityScore]
-) -> tuple[list[Assessed], list[str]]:
-    """Those that may serve every part of the traffic, and of the others which part they may not, in words."""
-    able, barred = [], []
-    for e in found:
-        lost = [p.name for p in plan.parts if not _may_serve(p.candidates, p.floor, e.plan.name, scores)]
-        if lost:
-            barred.append(f"{e.plan.name} may not serve the part {lost[0]!r}, so not all of it alone.")
-        else:
-            able.append(e)
-    return able, barred
+) -> tuple[list[Assessed], dict[str, list[str]]]:
+    """Those that may serve every part of the traffic, and of the others, by name, which parts they may not."""
+    lost = {
+        e.plan.name: [p.name for p in plan.parts if not _may_serve(p.candidates, p.floor, e.plan.name, scores)]
+        for e in found
+    }
+    return [e for e in found if not lost[e.plan.name]], {name: parts for name, parts in lost.items() if parts}
+
+
+def barred_text(barred: Mapping[str, Sequence[str]]) -> list[str]:
+    """Who may not serve all of the traffic, a sentence for each part that keeps them from it."""
+    by_part: dict[str, list[str]] = {}
+    for name, parts in barred.items():
+        by_part.setdefault(parts[0], []).append(name)
+    return [
+        f"{' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))} may not serve the part {part!r}, so not all "
+        "of it alone."
+        for part, names in by_part.items()
+    ]
 
 
 def mix_of(
@@ -183,5 +195,4 @@ def mix_of(
 
 
 def _may_serve(only: Sequence[str], floor: float | None, name: str, scores: Mapping[str, QualityScore]) -> bool:
-    score = scores[name].value
-    return (not only or name in only) and (floor is None or (score is not None and score >= floor))
+    return (not only or name in only) and below_floor(floor, scores[name]) is None

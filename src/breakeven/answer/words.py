@@ -90,26 +90,27 @@ def verdict_of(
     day: Day | None = None,
     settles: Mapping[str, str] = MappingProxyType({}),
     aside: Sequence[str] = (),
+    barred: Sequence[str] = (),
 ) -> Verdict:
     """The answer. No winner `here`: nobody can serve this, and `needed` says what it would take.
 
     With a `day`, `here` is who is cheapest over its hours. `settles`: by candidate, the command that would settle a
-    borderline promise. `aside`: what must be said beside any answer.
+    borderline promise. `aside`: what must be said beside any answer. `barred`: who may not serve all of the traffic,
+    which is said where one candidate does, or nobody.
     """
     by_name = {c.name: c for c in candidates}
     kinds = {c.name: c.kind for c in candidates}
     if mix is not None:
         both = _both(mix, kinds)
-        return msgspec.structs.replace(both, because=[*both.because, *aside])
+        named = [*(share.candidate for share in mix.shares), *([mix.single] if mix.single is not None else [])]
+        return msgspec.structs.replace(both, because=[*both.because, *_unbilled(by_name, named), *aside])
     if here.winner is None:
         sentence = "None of these candidates can serve this workload."
-        return Verdict(outcome="none", winner=None, sentence=sentence, because=[*needed, *aside])
+        return Verdict(outcome="none", winner=None, sentence=sentence, because=[*needed, *barred, *aside])
     winner, sure = here.winner, here.sure
     best = by_name[winner]
-    because = [
-        *(day.sentences if day is not None else []),
-        _capacity(best, load_per_s, "this load" if day is None else "the busiest hour"),
-    ]
+    carries = _capacity(best, load_per_s, "this load" if day is None else "the busiest hour")
+    because = [*(day.sentences if day is not None else []), carries]
     if day is None and here.runner_up is not None and here.margin is not None:
         because.append(_margin(here.runner_up, here.margin))
     if sure < PROBABLE:
@@ -121,12 +122,15 @@ def verdict_of(
     because += _ranked(candidates)
     ruled = [c for c in candidates if c.ruled_out]
     edges = [c for c in candidates if c.borderline and not c.ruled_out]
-    because[1:1] = [f"{winner}: {note}." for note in best.notes if note.startswith(NOT_BILLED)]
+    because[1:1] = _unbilled(by_name, [winner, *([here.runner_up] if here.same and here.runner_up else [])])
     # Right behind what the winner carries: who only just keeps a promise may be the answer.
     because[1:1] = [
         f"{c.name} is {c.borderline}" + (f"; `{settles[c.name]}` would settle it." if c.name in settles else ".")
         for c in edges
     ]
+    # Before all else: whoever looks cheaper in the table may not be asked.
+    behind = because.index(carries) + 1
+    because[behind:behind] = barred
     because += [f"{c.name} is ruled out: {c.ruled_out[0]}" for c in ruled]
     because += aside
     if here.same:
@@ -150,6 +154,16 @@ def verdict_of(
         who = turns_text(day.by_hour, kinds)
         sentence += f" Taking turns by the hour costs {usd_text(day.by_hour_usd_per_day)}: {who}."
     return Verdict(outcome=outcome, winner=winner, sentence=sentence, because=because)
+
+
+def _unbilled(by_name: Mapping[str, CandidateResult], names: Sequence[str]) -> list[str]:
+    """Of those that the answer names, whose bill lacks its electricity."""
+    return [
+        f"{name}: {note}."
+        for name in dict.fromkeys(names)
+        for note in by_name[name].notes
+        if note.startswith(NOT_BILLED)
+    ]
 
 
 def _ranked(candidates: Sequence[CandidateResult]) -> list[str]:

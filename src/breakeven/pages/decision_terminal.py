@@ -114,6 +114,10 @@ def _candidates(decision: Decision, width: int, say: Say) -> None:
         say("*: ruled out by a constraint, for the reason below.", "dim", 2)
     if any(each.borderline and not each.ruled_out for each in decision.candidates):
         say("~: only just keeps the promise, or only just does not; a measurement would settle it.", "dim", 2)
+    free = [each for each in decision.candidates if not each.ruled_out]
+    if any(each.barred_from for each in free):
+        all_of = "; what is best by load is said as if each might" if all(each.barred_from for each in free) else ""
+        say(f"^: may not serve every part of the traffic, so not all of it alone{all_of}.", "dim", 2)
     load = "this load" if decision.day is None else "that hour"
     say(f"A month is {number(MONTH_HOURS)} h of {load}. Brackets hold intervals.", "dim", 2)
 
@@ -134,7 +138,9 @@ def _most_shares(decision: Decision) -> list[ShareKept]:
 
 
 def _mark(candidate: CandidateResult) -> str:
-    return " *" if candidate.ruled_out else " ~" if candidate.borderline else ""
+    if candidate.ruled_out:
+        return " *"
+    return (" ~" if candidate.borderline else "") + (" ^" if candidate.barred_from else "")
 
 
 def _bill(candidate: CandidateResult, decision: Decision) -> tuple[str, str, str]:

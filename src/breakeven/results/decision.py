@@ -86,6 +86,8 @@ class CandidateResult(msgspec.Struct, frozen=True, kw_only=True):
     """With 1, 2 and 3 machines and alone; empty where no step model says."""
     borderline: str | None = None
     """In words, where the share with the machines priced here is below what is asked, and its interval is not."""
+    barred_from: list[str] = []
+    """Parts of the traffic that it may not serve, so not all of it alone; empty for one ruled out at every load."""
 
 
 class Region(msgspec.Struct, frozen=True, kw_only=True):

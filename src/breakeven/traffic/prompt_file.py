@@ -166,9 +166,9 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
     """Where each stands, and what it says. Plain lines count as prompts; a file is one thing or the other."""
     number, first = next(lines_of(path))
     first = first.strip()
-    # "[INST] How tall" and "{{name}}, hello" are text: only what may be JSON, even broken, is read as such.
+    # "[INST] How tall", "[[wiki]] pages" and "{{name}}, hello" are text: only what may be JSON, even broken, is not.
     after = first[1:].lstrip()[:1]
-    if first == "[]" or (first.startswith("[") and after in ("", "{", '"', "'")):
+    if first.startswith("[") and (after in ("", "{", '"', "'") or _is_list(first)):
         try:
             items = msgspec.json.decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), type=list[object])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -191,6 +191,13 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
             raise UserError(
                 f"{path}, line {number}: is not a JSON object ({error}); write each prompt on a line of its own"
             ) from error
+
+
+def _is_list(line: str) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(line), list)
+    except (msgspec.DecodeError, RecursionError):
+        return False
 
 
 def _requests(path: Path, place: str, row: dict[str, object], turns: int) -> list[OwnRequest]:

@@ -199,13 +199,21 @@ def _hours(where: str, day: tuple[float, ...] | str, directory: Path) -> tuple[f
         raise UserError(f"{where}: load.day: {path.name}: it must give {error}") from None
 
 
+def whole_hours(rows: TraceRows) -> int:
+    """Hours that a trace holds, to the nearest one."""
+    return round(rows.span_s / HOUR_S)
+
+
 def recorded_hours(rows: TraceRows) -> tuple[float, ...]:
-    """Mean load of every hour of a trace of at least `LEAST_RECORDED` hours, of at most a week; else nothing."""
-    whole = min(round(rows.span_s / HOUR_S), WEEK_HOURS)
+    """Mean load of every hour of a trace of at least `LEAST_RECORDED` hours, of more than a week its last; or nothing.
+
+    The first hour begins with the first request.
+    """
+    whole = whole_hours(rows)
     if whole < LEAST_RECORDED:
         return ()
     counts = np.bincount((rows.at_ns // int(HOUR_S * 1e9)).astype(np.int64), minlength=whole)[:whole]
-    return tuple((counts / HOUR_S).tolist())
+    return tuple((counts[-WEEK_HOURS:] / HOUR_S).tolist())
 
 
 def _range(where: str, load: Incoming, load_per_s: float) -> tuple[float, float]:

@@ -14,6 +14,7 @@ import msgspec
 from breakeven.answer.decide import Phase, decide
 from breakeven.answer.study.load import RANGE, read_study, recorded_hours
 from breakeven.answer.study.plan import CandidatePlan, Incoming, QualityPlan, SchedulerLimits, ServiceLevel, StudyPlan
+from breakeven.answer.study.values import DAY_HOURS
 from breakeven.errors import UserError
 from breakeven.gateway.loop.traffic import Logged, workload_of_log, write_trace
 from breakeven.gateway.plan.load import read_gateway
@@ -23,6 +24,7 @@ from breakeven.results.cost import Api
 from breakeven.results.decision import (
     DECISION_SCHEMA,
     CandidateResult,
+    Day,
     Decision,
     LogDecision,
     LoggedFleet,
@@ -31,6 +33,7 @@ from breakeven.results.decision import (
 )
 from breakeven.results.point import nearest
 from breakeven.results.store import RESULT
+from breakeven.stats.estimate import exactly
 from breakeven.traffic.workload import Arrivals, Slo, Workload
 from breakeven.version import __version__
 
@@ -38,9 +41,10 @@ from breakeven.version import __version__
 def study_on_log(plan: StudyPlan, logged: Logged, trace: Path) -> StudyPlan:
     """`plan` with the traffic of `logged`, which lies in the file `trace`. Candidates, prices and SLO stay.
 
-    A long log is a day of its own hours, as a long trace is; of a shorter one nobody knows the other hours.
+    A long log is a day of its own hours where the study is one: of one load it asks something else, such as who shares
+    the traffic. Of a shorter log nobody knows the other hours.
     """
-    hours = recorded_hours(logged.rows)
+    hours = recorded_hours(logged.rows) if plan.hours_per_s else ()
     load_per_s = max(hours, default=logged.rate_per_s)
     return replace(
         plan,
@@ -197,7 +201,7 @@ def decide_from_log(
         before_from=None if source is None else str(source),
         stands=stands,
         sentence=sentence_of(before, after, stands),
-        fleets=[fleet_of(each, logged) for each in after.candidates],
+        fleets=[fleet_of(each, logged, after.day) for each in after.candidates],
         left_out_backends=left,
         decision=after,
     )
@@ -223,10 +227,11 @@ def sentence_of(before: Decision | None, after: Decision, stands: bool | None) -
     return f"The verdict has changed, {loads}. Before: {before.verdict.sentence} Now: {after.verdict.sentence}"
 
 
-def fleet_of(found: CandidateResult, logged: Logged) -> LoggedFleet:
-    """What `found` alone would have cost over the logged period: its hourly cost at the mean load, times the hours.
+def fleet_of(found: CandidateResult, logged: Logged, day: Day | None = None) -> LoggedFleet:
+    """What `found` alone would have cost over the logged period: its mean hourly cost, times the hours.
 
-    Whole machines that run all the time, as many as keep the service level through the log's own bursts.
+    Of machines that `day` has a bill of, that bill's, and as many as its busiest hour runs; else those of the mean
+    load, which run all the time, as many as keep the service level through the log's own bursts.
     """
     rates = [each.rate_per_s for each in found.cost]
     point = found.cost[nearest(rates, logged.rate_per_s)] if rates else None
@@ -235,9 +240,15 @@ def fleet_of(found: CandidateResult, logged: Logged) -> LoggedFleet:
     if point is not None and point.replicas is None:
         # Of what is paid by the token every request counts, and the load nearest to the mean is not the mean.
         hourly = point.usd_per_hour.scaled(logged.rate_per_s / point.rate_per_s)
+    replicas = None if point is None else point.replicas
+    bill = next((each for each in day.bills if each.candidate == found.name), None) if day is not None else None
+    if day is not None and bill is not None and replicas is not None:
+        hourly, most = bill.usd_per_day.scaled(1 / DAY_HOURS), max(bill.machines)
+        busiest = found.cost[nearest(rates, max(day.hours_per_s))].replicas
+        replicas = busiest if busiest is not None and busiest.value == most else exactly(most)
     return LoggedFleet(
         candidate=found.name,
-        replicas=None if point is None else point.replicas,
+        replicas=replicas,
         usd_per_hour=hourly,
         usd=None if hourly is None else hourly.scaled(hours),
         ruled_out=list(found.ruled_out),
