@@ -268,6 +268,8 @@ def test_rows_of_the_cache_cost_what_heads_make_of_them() -> None:
         return float(step_s(terms, TRUTH, sequences, context)) - float(step_s(terms, free, sequences, context))
 
     assert cost_s(few, 3, 500.0) == pytest.approx(6e-8 * 16 * 500 * 3)
+    kv_s = [float(step_parts(few, constants, 3, 500.0).kv_s) for constants in (TRUTH, free)]
+    assert kv_s[0] - kv_s[1] == pytest.approx(cost_s(few, 3, 500.0)), "it is told as time of keys and values"
     assert cost_s(many, 3, 500.0) == pytest.approx(2 * cost_s(few, 3, 500.0))
     assert fit(steps(SMALL, TRUTH, noise=0.02), tile=4).constants.kv_row_s == pytest.approx(6e-8, rel=0.3)
     # On a device nothing is known of rows: the constant is not there to be fitted.

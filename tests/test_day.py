@@ -291,6 +291,8 @@ def test_of_more_than_a_week_the_last_is_decided_and_that_is_said(tmp_path: Path
     assert plan.hours_per_s == pytest.approx([1 / 3600] * 167 + [2 / 3600])
     found = decide(plan)
     assert "Of the 216 hours of the trace the last 168 count, a week." in found.verdict.because
+    start = "Hours count from 48 hours after the first request of the trace, not from midnight."
+    assert start in found.verdict.because
     # The same from the third day on is a week, of which nothing is left out.
     text = "\n".join(f"{each - 48 * 3600},100,20" for each in at_s if each >= 48 * 3600)
     (tmp_path / "trace.csv").write_text(f"at_s,prompt_tokens,output_tokens\n{text}\n", encoding="utf-8")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from gateway_plan_fixtures import START_S, record, traffic, write_log
@@ -361,9 +362,13 @@ def test_beside_a_decision_by_hours_fleets_cost_what_these_hours_do(tmp_path: Pa
     assert box.usd.value == pytest.approx(2 * 0.6 * told.traffic.span_s / 86_400)
     assert box.replicas is not None
     assert box.replicas.value == max(bill.machines) == 1
-    # Without hours it runs all the time.
     logged = workload_of_log([tmp_path / "log"])
     (row,) = [each for each in told.decision.candidates if each.name == "box"]
+    # Whoever is ruled out has no bill of these hours, and that of the mean load would look cheap beside the others'.
+    others = msgspec.structs.replace(told.decision.day, bills=[msgspec.structs.replace(bill, candidate="other")])
+    out = fleet_of(msgspec.structs.replace(row, ruled_out=["beyond the budget"]), logged, others)
+    assert (out.usd, out.replicas) == (None, None)
+    # Without hours it runs all the time.
     always = fleet_of(row, logged)
     assert always.usd is not None
     assert always.usd.value == pytest.approx(0.6 * told.traffic.span_s / 3600)

@@ -32,7 +32,7 @@ from breakeven.model.architecture import (
     ShortConv,
     Streams,
 )
-from breakeven.model.arithmetic import kv_bytes, mtp_params, state_bytes, total_params
+from breakeven.model.arithmetic import attends, kv_bytes, mtp_params, state_bytes, total_params
 from breakeven.model.readers.gguf import spec_from_gguf
 from breakeven.model.tensors import TensorGroup, group_of
 
@@ -259,6 +259,7 @@ def test_latent_attention_is_read_in_both_forms() -> None:
     old = without(MLA_BLOCK, "attn_k_b", "attn_v_b", "attn_q_a", "attn_q_a_norm", "attn_q_b")
     spec = read("deepseek2", [{**old, "attn_kv_b": (4 * 28, 32), "attn_q": (80, H), **dense()}], keys)
     assert spec.layers[0].mixer == Mla(4, 32, 12, 8, 16, None, caches_latent=False)
+    assert [cache.kv_heads for cache in attends(spec.layers[0])] == [4], "whole keys of every head"
     assert kv_bytes(spec, 1000) == 2 * 1000 * 4 * (20 + 16)
 
 

@@ -287,6 +287,7 @@ def test_a_comparison_without_traffic_is_made_of_the_same_text(tmp_path: Path) -
         ('[{"prompt": "a"}, 7]', ["item 2", "expected an object"]),
         ('[{"prompt": "a"}', ["no whole JSON list"]),
         ('[[{"role": "user", "content": "a"}]]', ["item 1", "expected an object"]),
+        ("[[1, 2],\n [3, 4]]", ["item 1", "expected an object"]),
         ("[1, 2]\n", ["item 1", "expected an object"]),
         ('{"prom', ["line 1", "not a JSON object"]),
         ("{'prompt': 'a'}\n", ["line 1", "not a JSON object"]),

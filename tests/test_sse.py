@@ -368,6 +368,14 @@ def test_an_answer_in_one_piece_has_hidden_thoughts_too() -> None:
         assert (reply.output_tokens, reply.output_tokens + reply.hidden_tokens) == (came, 1124)
 
 
+def test_counts_of_nothing_at_all_beside_output_are_none() -> None:
+    reply = Reply()
+    reply.feed(event(**text("a", "stop")), 1)
+    reply.feed(event(choices=[], usage={"prompt_tokens": 0, "completion_tokens": 0}) + b"data: [DONE]\n\n", 2)
+    reply.end()
+    assert (reply.usage, reply.output_tokens) == (None, 1)
+
+
 def test_a_count_of_nothing_beside_output_was_not_told() -> None:
     none = {"prompt_tokens": 3, "completion_tokens": 0, "prompt_tokens_details": {"cached_tokens": 2}}
     reply = Reply()

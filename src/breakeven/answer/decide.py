@@ -94,10 +94,11 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
         mix, left = mix_of(plan, found, scores, ruled)
         day = day if mix is None else None
         aside = [*left, *aside]
+    skipped_h = max(0, whole_hours(trace) - WEEK_HOURS) if trace is not None else 0
     if mix is None:
-        aside += _aside(plan, ruled, here, day)
-    if plan.hours_per_s and trace is not None and (hours := whole_hours(trace)) > WEEK_HOURS:
-        aside.append(f"Of the {hours:,} hours of the trace the last {WEEK_HOURS} count, a week.")
+        aside += _aside(plan, ruled, here, day, skipped_h)
+    if plan.hours_per_s and skipped_h:
+        aside.append(f"Of the {skipped_h + WEEK_HOURS:,} hours of the trace the last {WEEK_HOURS} count, a week.")
     if plan.hours_per_s and mix is not None:
         aside.append(A_SPLIT_DAY)
     results = [
@@ -196,8 +197,8 @@ def _day(
 A_SPLIT_DAY = "This is of the busiest hour: what the parts cost over all hours is not computed."
 
 
-def _aside(plan: StudyPlan, ruled: Mapping[str, Reasons], here: Standing, day: Day | None) -> list[str]:
-    """What must be said beside an answer that is one candidate, or nobody."""
+def _aside(plan: StudyPlan, ruled: Mapping[str, Reasons], here: Standing, day: Day | None, skipped_h: int) -> list[str]:
+    """What must be said beside an answer that is one candidate, or nobody. `skipped_h`: hours of the trace left out."""
     told = []
     if plan.budget_usd_per_month is not None and any(each.now for each in ruled.values()):
         told.append("What is best by load, and where that changes, is said as if there were no budget.")
@@ -206,7 +207,8 @@ def _aside(plan: StudyPlan, ruled: Mapping[str, Reasons], here: Standing, day: D
     if day is not None and day.bills and plan.parts:
         told.append("What a split of the parts costs over the hours is not computed; give one rate to see it there.")
     if day is not None and plan.trace is not None:
-        told.append("Hours count from the first request of the trace, not from midnight.")
+        start = f"{skipped_h:,} hours after the first request" if skipped_h else "the first request"
+        told.append(f"Hours count from {start} of the trace, not from midnight.")
     return told
 
 

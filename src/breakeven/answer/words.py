@@ -122,7 +122,8 @@ def verdict_of(
     because += _ranked(candidates)
     ruled = [c for c in candidates if c.ruled_out]
     edges = [c for c in candidates if c.borderline and not c.ruled_out]
-    because[1:1] = _unbilled(by_name, [winner, *([here.runner_up] if here.same and here.runner_up else [])])
+    turns = day.by_hour if day is not None and day.by_hour_usd_per_day is not None else []
+    because[1:1] = _unbilled(by_name, [winner, *([here.runner_up] if here.same and here.runner_up else []), *turns])
     # Right behind what the winner carries: who only just keeps a promise may be the answer.
     because[1:1] = [
         f"{c.name} is {c.borderline}" + (f"; `{settles[c.name]}` would settle it." if c.name in settles else ".")

@@ -306,6 +306,7 @@ def step_parts(
         attention_p = attention_p + cache.flops * cache.read(pc)
     kv = d * (terms.state_bytes + kv_token)
     kv_s = kv * (1.0 - where.kv_host) / constants.kv_bytes_per_s
+    rows_s = constants.kv_row_s * rows * (1.0 - where.kv_host) * d  # whatever else goes on meanwhile
     single, tiled, routed, head = _work(terms, constants)
     plain_here, routed_here = on_device(where, constants, n + zeros)
     plain = terms.token_flops * tiled * plain_here
@@ -326,7 +327,6 @@ def step_parts(
         + constants.mixer_layer_s * terms.mixer_layers
         + constants.expert_s * touched
         + (constants.sequence_s + constants.logit_bytes * terms.vocab / constants.kv_bytes_per_s) * d
-        + constants.kv_row_s * rows * (1.0 - where.kv_host) * d
         + constants.prefill_token_s * p
         + constants.element_s * terms.layers * terms.hidden * n
     )
@@ -343,12 +343,12 @@ def step_parts(
         hidden=terms.hidden,
     )
     memory_s = weights_s + kv_s
-    total = np.maximum(memory_s, compute_s) + overhead_s + away.host_s + away.disk_s + away.link_s
+    total = np.maximum(memory_s, compute_s) + overhead_s + rows_s + away.host_s + away.disk_s + away.link_s
     if constants.overlap != 1.0:
         total = total + (1.0 - constants.overlap) * np.minimum(memory_s, compute_s)
     return Parts(
         weights_s=weights_s,
-        kv_s=kv_s,
+        kv_s=kv_s + rows_s,
         compute_s=compute_s,
         overhead_s=overhead_s,
         total_s=total,

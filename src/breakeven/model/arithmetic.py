@@ -232,7 +232,8 @@ def _attends(mixer: Mixer) -> tuple[Attends, ...]:
             if not a.caches_latent:
                 each = a.heads * (a.nope_dim + a.rope_dim + a.value_dim)
                 flops = 2.0 * each
-            return (Attends(each, each, flops, a.window, top=top), *_indexed(a.indexer))
+            heads = 1 if a.caches_latent else a.heads
+            return (Attends(each, each, flops, a.window, top=top, kv_heads=heads), *_indexed(a.indexer))
         case CompressedAttention() as a:
             flops = 4.0 * a.heads * a.head_dim
             near = Attends(a.head_dim, a.head_dim, flops, a.window)

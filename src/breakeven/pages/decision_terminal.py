@@ -116,7 +116,9 @@ def _candidates(decision: Decision, width: int, say: Say) -> None:
         say("~: only just keeps the promise, or only just does not; a measurement would settle it.", "dim", 2)
     free = [each for each in decision.candidates if not each.ruled_out]
     if any(each.barred_from for each in free):
-        all_of = "; what is best by load is said as if each might" if all(each.barred_from for each in free) else ""
+        best = {region.winner for region in decision.regions}
+        as_if = any(each.barred_from and each.name in best for each in free)
+        all_of = "; what is best by load is said as if each might" if as_if else ""
         say(f"^: may not serve every part of the traffic, so not all of it alone{all_of}.", "dim", 2)
     load = "this load" if decision.day is None else "that hour"
     say(f"A month is {number(MONTH_HOURS)} h of {load}. Brackets hold intervals.", "dim", 2)

@@ -168,9 +168,10 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
     first = first.strip()
     # "[INST] How tall", "[[wiki]] pages" and "{{name}}, hello" are text: only what may be JSON, even broken, is not.
     after = first[1:].lstrip()[:1]
-    if first.startswith("[") and (after in ("", "{", '"', "'") or _is_list(first)):
+    whole = path.read_bytes().removeprefix(b"\xef\xbb\xbf") if first.startswith("[") else b""
+    if whole and (after in ("", "{", '"', "'") or _is_list(first) or _is_list(whole)):
         try:
-            items = msgspec.json.decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), type=list[object])
+            items = msgspec.json.decode(whole, type=list[object])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path}: is no whole JSON list ({error}); the file may be cut off") from error
         for k, item in enumerate(items):
@@ -193,10 +194,10 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
             ) from error
 
 
-def _is_list(line: str) -> bool:
+def _is_list(text: str | bytes) -> bool:
     try:
-        return isinstance(msgspec.json.decode(line), list)
-    except (msgspec.DecodeError, RecursionError):
+        return isinstance(msgspec.json.decode(text), list)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
 
 

@@ -280,7 +280,10 @@ class Reply:
             return None
         if self._told is not told:
             self._told, self._as_told = told, told.told()
-        return self._as_told
+        found = self._as_told
+        if found is not None and not (found.prompt_tokens or found.completion_tokens) and (self._said or self.chunk_ns):
+            return None  # a proxy's noughts: nothing was counted, of the prompt neither
+        return found
 
     @property
     def counts_output(self) -> bool:

@@ -230,8 +230,9 @@ def sentence_of(before: Decision | None, after: Decision, stands: bool | None) -
 def fleet_of(found: CandidateResult, logged: Logged, day: Day | None = None) -> LoggedFleet:
     """What `found` alone would have cost over the logged period: its mean hourly cost, times the hours.
 
-    Of machines that `day` has a bill of, that bill's, and as many as its busiest hour runs; else those of the mean
-    load, which run all the time, as many as keep the service level through the log's own bursts.
+    Of machines that `day` has a bill of, that bill's, and as many as its busiest hour runs; None of those that are
+    ruled out and have none; else those of the mean load, which run all the time, as many as keep the service level
+    through the log's own bursts.
     """
     rates = [each.rate_per_s for each in found.cost]
     point = found.cost[nearest(rates, logged.rate_per_s)] if rates else None
@@ -246,6 +247,8 @@ def fleet_of(found: CandidateResult, logged: Logged, day: Day | None = None) -> 
         hourly, most = bill.usd_per_day.scaled(1 / DAY_HOURS), max(bill.machines)
         busiest = found.cost[nearest(rates, max(day.hours_per_s))].replicas
         replicas = busiest if busiest is not None and busiest.value == most else exactly(most)
+    elif day is not None and day.bills and replicas is not None and found.ruled_out:
+        hourly = replicas = None  # no bill of these hours: what the mean load costs is another question
     return LoggedFleet(
         candidate=found.name,
         replicas=replicas,
