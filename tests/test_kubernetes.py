@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from cli_fixtures import run_here
@@ -17,10 +18,12 @@ from kubernetes_fixtures import EXAMPLES, MACHINES, ROOT, STUDIES, decided, exam
 
 from breakeven.errors import UserError
 from breakeven.gateway.cluster.files import emit_kubernetes, manifests_of
-from breakeven.gateway.cluster.pods import ENGINE_KEY, SECRETS
+from breakeven.gateway.cluster.pods import ENGINE_KEY, SECRETS, _hub_id
 from breakeven.gateway.plan.check import ALL_SET
 from breakeven.gateway.plan.load import read_gateway
 from breakeven.gateway.plan.model import GatewayPlan
+from breakeven.hardware.placement import HOST, MemoryAt, Placed
+from breakeven.model.catalogue import find
 from breakeven.results.decision import Decision
 from breakeven.results.store import write
 
@@ -218,8 +221,9 @@ def test_there_are_seven_studies() -> None:
 @pytest.mark.parametrize(("study", "winner"), of_names())
 def test_every_candidate_of_every_study_becomes_valid_manifests(study: str, winner: str, tmp_path: Path) -> None:
     emitted = check_whole(decided(ROOT / "examples" / f"{study}.yaml", winner), tmp_path)
+    least = {each["metadata"]["name"]: each["spec"]["minReplicas"] for each in emitted.of("HorizontalPodAutoscaler")}
     for found in emitted.of("StatefulSet"):
-        assert found["spec"]["replicas"] == MACHINES
+        assert least[found["metadata"]["name"]] == MACHINES
         asked = found["spec"]["template"]["spec"]["containers"][0]["resources"]
         assert asked["limits"] == {"nvidia.com/gpu": "1"}
 
@@ -271,13 +275,18 @@ def test_a_context_is_no_longer_than_the_models_own(tmp_path: Path) -> None:
 
 def test_a_load_from_a_trace_leaves_the_context_to_the_model(tmp_path: Path) -> None:
     emitted = check_whole(decided(PUBLIC, "Qwen3-14B on an H100"), tmp_path)
-    assert "--max-model-len" not in args_of(emitted)
+    args = args_of(emitted)
+    assert args[args.index("--max-model-len") + 1] == "auto", "the model's own length need not fit"
     assert {each.context for each in emitted.gateway(tmp_path).backends} == {None}
 
 
 def test_of_a_models_checkpoints_the_one_that_answers_is_taken() -> None:
     (model, *_) = args_of(Emitted(manifests_of(decided(PUBLIC, "Llama-3.1-8B on an L40S"))[0]))
     assert model == "meta-llama/Meta-Llama-3.1-8B-Instruct"
+    taught = {name: _hub_id(find(name).facts) for name in ("mixtral-8x7b", "qwen2.5-72b", "gemma-4-26b-a4b")}
+    assert list(taught.values()) == [
+        "mistralai/Mixtral-8x7B-Instruct-v0.1", "Qwen/Qwen2.5-72B-Instruct", "google/gemma-4-26B-A4B-it"
+    ]  # fmt: skip
 
 
 def test_what_no_cluster_runs_stays_a_backend_to_fill_in(tmp_path: Path) -> None:
@@ -319,9 +328,56 @@ def test_several_nodes_are_a_group_of_pods() -> None:
     assert "--headless" in follow["args"]
     assert "--headless" not in lead["args"]
     dense = Emitted(manifests_of(several_nodes("dense"))[0])
-    lead = dense.of("LeaderWorkerSet")[0]["spec"]["leaderWorkerTemplate"]["leaderTemplate"]["spec"]["containers"][0]
-    assert "--pipeline-parallel-size" in lead["args"]
-    assert "--enable-expert-parallel" not in lead["args"]
+    inner = dense.of("LeaderWorkerSet")[0]["spec"]["leaderWorkerTemplate"]
+    lead, follow = (inner[f"{who}Template"]["spec"]["containers"][0] for who in ("leader", "worker"))
+    for each in (lead, follow):
+        args = each["args"]
+        assert args[args.index("--pipeline-parallel-size") + 1] == args[args.index("--nnodes") + 1] == "2"
+        assert args[args.index("--node-rank") + 1] == "$(LWS_WORKER_INDEX)"
+        assert args[args.index("--master-addr") + 1] == "$(LWS_LEADER_ADDRESS)"
+        assert "--enable-expert-parallel" not in args
+        assert not any("ray" in word for word in (*each["command"], *args)), "vLLM's images hold none"
+    assert ("--headless" in follow["args"], "--headless" in lead["args"]) == (True, False)
+
+
+@pytest.mark.parametrize("made", [example, several_nodes], ids=lambda made: made.__name__)
+def test_how_many_run_is_the_autoscalers_alone(made: Any) -> None:
+    emitted = Emitted(manifests_of(made())[0])
+    engines = emitted.of("StatefulSet", "LeaderWorkerSet")
+    assert engines
+    scaled = {each["spec"]["scaleTargetRef"]["name"] for each in emitted.of("HorizontalPodAutoscaler")}
+    assert {each["metadata"]["name"] for each in engines} <= scaled
+    assert not any("replicas" in each["spec"] for each in engines), "each `apply` would set it back"
+
+
+def test_files_in_16_bits_have_room_though_the_engine_makes_them_fp8() -> None:
+    def room_bytes(name: str) -> float:
+        (claim,) = Emitted(manifests_of(decided(PUBLIC, name))[0]).of("PersistentVolumeClaim")
+        return float(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi")) * 2**30
+
+    assert room_bytes("Qwen3-14B on an H100") >= 2 * 14_768_307_200
+    served = "gpt-oss-120b on an H100"
+    (found,) = (each for each in decided(PUBLIC, served).candidates if each.name == served)
+    assert found.memory_bytes is not None
+    assert room_bytes(served) < 1.3 * found.memory_bytes, "published as it is served"
+
+
+def test_what_lies_in_host_memory_beside_a_device_is_asked_for() -> None:
+    decision = decided(PUBLIC, "Qwen3-14B on an H100")
+    (found,) = (each for each in decision.candidates if each.name == "Qwen3-14B on an H100")
+    placed = Placed(how="predicted", memory=[MemoryAt(place=HOST, weights_bytes=40 * 2**30)])
+    beside = msgspec.structs.replace(
+        decision,
+        candidates=[
+            msgspec.structs.replace(each, placed=placed) if each is found else each for each in decision.candidates
+        ],
+    )
+    asked = []
+    for each in (decision, beside):
+        (engine,) = Emitted(manifests_of(each)[0]).of("StatefulSet")
+        memory = engine["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["memory"]
+        asked.append(int(memory.removesuffix("Gi")))
+    assert asked[1] == asked[0] + 40
 
 
 def test_nothing_is_emitted_of_no_answer() -> None:

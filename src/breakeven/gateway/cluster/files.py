@@ -61,7 +61,7 @@ IMAGES = {
     "llama-server-cpu": ("ggml-org/llama.cpp", "server"),
 }
 """By the name in a manifest: repository and tag. vLLM's is the version that docs/vllm.md tells of."""
-MODELS_HEAD = """Weights, shared by all engines. As large as their memory together, which is more than their weights.
+MODELS_HEAD = """Weights, shared by all engines. As large as their memory together, twice that where 16 bits are made FP8.
 Without a storage class that lets several nodes write, give each engine a claim of its own."""
 
 
@@ -261,8 +261,13 @@ def _head_of(engine: ClusterEngine) -> str:
     )
 
 
+def _stored_bytes(found: CandidateResult) -> float:
+    """About what its files take, and no less: what is made FP8 as it is loaded is stored in 16 bits."""
+    return (found.memory_bytes or 0.0) * (2.0 if "--quantization" in weights_of(found)[2] else 1.0)
+
+
 def _volume(engines: Iterable[ClusterEngine]) -> Yaml:
-    tens_of_gib = math.ceil(sum(engine.found.memory_bytes or 0.0 for engine in engines) / (10 * 2**30))
+    tens_of_gib = math.ceil(sum(_stored_bytes(engine.found) for engine in engines) / (10 * 2**30))
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",

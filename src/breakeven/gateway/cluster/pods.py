@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from breakeven.gateway.plan.origins import SLOTS
+from breakeven.hardware.placement import HOST
 from breakeven.model.catalogue import ModelFacts, find, lookup
 from breakeven.model.formats.named import default_format, kv_element_bytes
 from breakeven.model.resolve import is_catalogued, split_format
@@ -126,7 +127,7 @@ def _vllm(engine: ClusterEngine) -> tuple[list[str], list[str]]:
         model,
         *("--served-model-name", engine.name, "--host", "0.0.0.0", "--port", str(PORT)),
         "--disable-uvicorn-access-log",
-        *(("--max-model-len", str(engine.context)) if engine.context is not None else ()),
+        *("--max-model-len", "auto" if engine.context is None else str(engine.context)),
         *(("--tensor-parallel-size", str(engine.per_node)) if engine.per_node > 1 else ()),
         *flags,
         *(("--kv-cache-dtype", "bfloat16" if kv == "bf16" else kv) if kv not in (None, "f16") else ()),
@@ -195,7 +196,7 @@ def objects_of(engine: ClusterEngine) -> list[Yaml]:
 
 
 def _set(engine: ClusterEngine, command: list[str], args: list[str]) -> Yaml:
-    """Replicas of one node each."""
+    """Replicas of one node each. How many is the autoscaler's: a number here would take them away at each `apply`."""
     labels = engine.labels()
     return {
         "apiVersion": "apps/v1",
@@ -203,7 +204,6 @@ def _set(engine: ClusterEngine, command: list[str], args: list[str]) -> Yaml:
         "metadata": {"name": engine.name, "labels": labels},
         "spec": {
             "serviceName": engine.name,
-            "replicas": engine.least,
             "podManagementPolicy": "Parallel",
             "selector": {"matchLabels": labels},
             "template": {"metadata": {"labels": labels}, "spec": _pod(engine, command, args)},
@@ -215,7 +215,7 @@ def _group(engine: ClusterEngine, command: list[str], args: list[str]) -> Yaml:
     """Replicas of several nodes each, by the LeaderWorkerSet API.
 
     A mixture's experts are spread over all devices, its attention over those of a node, each node a part of the batch;
-    a dense model is cut by layers across nodes, which vLLM does by way of Ray.
+    a dense model is cut by layers across nodes, whose processes vLLM joins by itself: its images hold no Ray.
     """
     if engine.found.kind == "moe":
         spread = [
@@ -226,15 +226,17 @@ def _group(engine: ClusterEngine, command: list[str], args: list[str]) -> Yaml:
         behind = ["--headless", "--data-parallel-start-rank", "$(LWS_WORKER_INDEX)"]
         follow = _pod(engine, command, [*args, *spread, *behind], answers=False)
     else:
-        cut = ["--pipeline-parallel-size", str(engine.nodes), "--distributed-executor-backend", "ray"]
-        lead = _pod(engine, ["sh", "-c", 'ray start --head --port=6379 && exec vllm serve "$@"', "vllm"], [*args, *cut])
-        follow = _pod(engine, ["ray", "start", "--block", "--address=$(LWS_LEADER_ADDRESS):6379"], [], answers=False)
+        cut = [
+            *("--pipeline-parallel-size", str(engine.nodes), "--nnodes", str(engine.nodes)),
+            *("--node-rank", "$(LWS_WORKER_INDEX)", "--master-addr", "$(LWS_LEADER_ADDRESS)"),
+        ]
+        lead = _pod(engine, command, [*args, *cut])
+        follow = _pod(engine, command, [*args, *cut, "--headless"], answers=False)
     return {
         "apiVersion": "leaderworkerset.x-k8s.io/v1",
         "kind": "LeaderWorkerSet",
         "metadata": {"name": engine.name, "labels": engine.labels()},
         "spec": {
-            "replicas": engine.least,
             "leaderWorkerTemplate": {
                 "size": engine.nodes,
                 "restartPolicy": "RecreateGroupOnPodRestart",
@@ -243,6 +245,12 @@ def _group(engine: ClusterEngine, command: list[str], args: list[str]) -> Yaml:
             },
         },
     }
+
+
+def _host_bytes(engine: ClusterEngine) -> float:
+    """What the decision put in host memory beside a device."""
+    lies = engine.found.placed.memory if engine.found.placed is not None else []
+    return sum((at.weights_bytes or 0) + (at.kv_bytes or 0) + (at.compute_bytes or 0) for at in lies if at.place == HOST)
 
 
 def _pod(engine: ClusterEngine, command: list[str], args: list[str], *, answers: bool = True) -> Yaml:
@@ -274,9 +282,11 @@ def _pod(engine: ClusterEngine, command: list[str], args: list[str], *, answers:
         mounts.append({"name": "secrets", "mountPath": "/run/breakeven/secrets", "readOnly": True})
         items = [{"key": ENGINE_KEY, "path": ENGINE_KEY}]
         volumes.append({"name": "secrets", "secret": {"secretName": SECRETS, "items": items}})
-    # Without a device weights and caches lie in the host's memory.
-    held_gi = 0 if device else math.ceil((engine.found.memory_bytes or 0.0) / 2**30)
-    memory_gi = max(MEMORY_PER_DEVICE_GI * count, held_gi)
+    memory_gi = MEMORY_PER_DEVICE_GI * count
+    if device:
+        memory_gi += math.ceil(_host_bytes(engine) / 2**30)
+    else:  # weights and caches lie in the host's memory
+        memory_gi = max(memory_gi, math.ceil((engine.found.memory_bytes or 0.0) / 2**30))
     asked: Yaml = {"requests": {"cpu": str(CPUS_PER_DEVICE * count), "memory": f"{memory_gi}Gi"}}
     if device:
         asked["limits"] = {device: str(count)}
