@@ -168,6 +168,22 @@ def test_python_gives_the_same_result_as_the_log(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+def test_answers_that_are_within_the_slo_are_waited_for(tmp_path: Path) -> None:
+    traffic = breakeven.Traffic(
+        rate="4", arrivals="constant", duration="1s", warm_up="0s", prompt="16", output="4", slo="e2e=60s"
+    )
+    with golden_server(Script(ttft_s=1.0)) as server:
+        study = breakeven.bench(
+            f"{server.url}/v1#golden",
+            traffic,
+            options=breakeven.LoadOptions(out=tmp_path / "out", processes=1, drain_s=0.1),
+        )
+    (point,) = study.points
+    assert point.errors == {}
+    assert point.good is not None
+    assert point.good.share == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

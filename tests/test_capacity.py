@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from capacity_fixtures import queue_server, virtual_time
-from load_log_fixtures import request, run
+from load_log_fixtures import POISSON, request, run
+from report_fixtures import MACHINE
 
 from breakeven.cli.main import dispatch
 from breakeven.errors import UserError
-from breakeven.measure.events import Event, iter_events
+from breakeven.measure.events import Event, EventWriter, LoadStudyStarted, StudyStopped, iter_events
+from breakeven.results.load import LoadModel
 from breakeven.results.store import RESULT
 from breakeven.runs.capacity import CapacityOptions, capacity, run_s
 from breakeven.runs.capacity_search import Search, SearchPlan, Tried
@@ -175,6 +177,41 @@ def test_the_log_says_what_came_of_every_load() -> None:
     assert (second.name, second.requests, second.good) == ("4 req/s", 200, 150)
     assert second.spread > 3  # the bad ones stand together
     assert first.seconds == pytest.approx(0.3)
+
+
+def test_what_an_interruption_cancelled_is_no_load_that_failed(tmp_path: Path) -> None:
+    slo = Slo(ttft_s=1.0)
+    opening = LoadStudyStarted(
+        kind="capacity",
+        fingerprint="f",
+        version="0.1",
+        started_at="2026-01-01T00:00:00Z",
+        command="breakeven capacity",
+        seed=1,
+        machine=MACHINE,
+        models=[LoadModel(name="a", source="http://127.0.0.1:8000/v1", synthetic=False, moe=None)],
+        workload=POISSON,
+        slo=slo,
+        target_share=0.9,
+        confidence=0.95,
+    )
+    met = [request(i, due_s=i / 2, block="b2") for i in range(200)]
+    cut = [request(i, due_s=i / 4, error="cancelled", block="b4") for i in range(12)]
+    log: list[Event] = [
+        opening,
+        *run(met, to_s=100, load="2 req/s", block="b2"),
+        *run(cut, to_s=3, load="4 req/s", block="b4", ok=False),
+        StudyStopped(because="interrupted", measured_s=0.0),
+    ]
+    with EventWriter(tmp_path / "events.jsonl") as file:
+        for event in log:
+            file.append(event)
+    study = capacity_study(tmp_path / "events.jsonl")
+    assert study.stopped_because == "interrupted"
+    assert study.rate is not None
+    assert [(trial.load, trial.meets) for trial in study.rate.trials] == [(2.0, True)]
+    assert (study.rate.low, study.rate.high) == (2.0, None)
+    assert outcomes(log[-15:], slo) == []
 
 
 @pytest.mark.parametrize(

@@ -484,6 +484,21 @@ def test_a_bench_of_which_every_request_failed_names_the_first_refusal(tmp_path:
     assert "scripted 500" in done.stderr
 
 
+def test_a_comparison_under_load_of_which_every_request_failed_exits_alike(tmp_path: Path) -> None:
+    with golden_server() as one, golden_server() as other:
+        for server in (one, other):
+            server.script = lambda asked: "500" if asked.fields["max_tokens"] > 1 else "ok"
+        done = run_here(
+            *("compare", f"{one.url}/v1#golden", f"{other.url}/v1#golden", "--rate", "10", "--arrivals", "constant"),
+            *("--duration", "1s", "--warm-up", "0s", "--rounds", "1", "--prompt", "9", "--output", "4"),
+            *("--quiet", "--out", "out"),
+            cwd=tmp_path,
+        )
+    assert done.returncode == 1
+    assert "every request failed; the first one: http_500, " in done.stderr
+    assert "No request was answered by any candidate." in (tmp_path / "out/result.json").read_text()
+
+
 # --- every kind, served ----------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -286,6 +287,27 @@ def test_each_term_of_an_slo() -> None:
         )
     }
     assert list(found.values()) == [True, True, False, True, False, False, False]
+
+
+def test_tokens_in_one_piece_are_taken_at_their_slowest() -> None:
+    whole: dict[str, Any] = dict.fromkeys(("first_ns", "last_ns", "done_ns"), seconds(10))
+    whole["chunk_ns"] = [seconds(10)]
+    rows = [
+        request(0, due_s=0, output_tokens=100, chunk_tokens=[100], **whole),
+        request(1, due_s=0, output_tokens=1, chunk_tokens=[1], **whole),
+        request(2, due_s=0, output_tokens=11, first_ns=None, last_ns=None, chunk_ns=[], chunk_tokens=None),  # 0.3 s
+    ]
+    (loaded,) = collect(run(rows, to_s=1.0))
+    # 10 s over 99 tokens are 0.101 s each; 0.3 s over 10 are 0.03; one token has no other to be late after.
+    for slo, good in (
+        (Slo(tpot_s=0.05), [False, True, True]),
+        (Slo(tpot_s=0.2), [True, True, True]),
+        (Slo(tpot_s=0.02), [False, True, False]),
+        (Slo(itl_s=9.9), [False, True, True]),
+        (Slo(itl_s=0.2), [False, True, False]),
+        (Slo(itl_s=10.0), [True, True, True]),
+    ):
+        assert meets(loaded.requests, slo).tolist() == good, slo
 
 
 # A random answer: gaps in nanoseconds, tokens of each piece.

@@ -27,7 +27,8 @@ from breakeven.measure.events import (
 from breakeven.measure.player import watch as load_watch
 from breakeven.measure.player.run import run_load
 from breakeven.measure.progress import LoadState
-from breakeven.traffic.workload import Arrivals, Workload
+from breakeven.runs.load import LoadOptions, _patience_s
+from breakeven.traffic.workload import Arrivals, Slo, Workload
 from tests.load_fixtures import MS, PlainBodies, Played, backend_at, closed_schedule, plain_server, play, schedule_of
 
 
@@ -397,3 +398,22 @@ def test_a_fault_of_our_own_ends_the_run_and_what_was_in_flight_is_in_the_log(tm
     requests = Played(done, events).by_index()
     assert sorted(requests) == list(range(len(requests)))
     assert {(r.error, r.detail) for r in requests.values() if r.error} == {("cancelled", "the run failed")}
+
+
+@pytest.mark.parametrize(
+    ("slo", "seconds"),
+    [
+        (None, 0.0),
+        (Slo(e2e_s=90.0, tpot_s=5.0), 90.0),
+        (Slo(ttft_s=1.0, tpot_s=0.5), 1.0 + 4 * 0.5),
+        (Slo(itl_s=2.0), 4 * 2.0),
+        (Slo(ttft_s=5.0), 5.0),
+    ],
+)
+def test_a_study_waits_as_long_as_its_slo_lets_an_answer_take(slo: Slo | None, seconds: float) -> None:
+    assert _patience_s(slo, schedule_of([0.0, 1.0], output=4)) == seconds
+
+
+def test_a_wait_that_is_negative_is_refused_by_its_name() -> None:
+    with pytest.raises(UserError, match=r"LoadOptions\.drain_s"):
+        LoadOptions(drain_s=-1.0).check()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from breakeven.results.load import Crossing, LoadDifference
+from breakeven.results.load import Crossing, LoadDifference, LoadPoint
 from breakeven.runs.load_study import headline
 from breakeven.stats.estimate import Estimate
 from breakeven.traffic.workload import Slo
@@ -60,3 +60,37 @@ def test_one_candidate_is_described(answered: int) -> None:
     text = headline([alone], [], [], Slo(ttft_s=1.0))
     assert text.startswith("moe at 2 req/s: ")
     assert ("no request was answered" in text) == (answered == 0)
+
+
+def served(model: str, answered: int, requests: int = 100) -> LoadPoint:
+    mine = next(one for one in POINTS if one.model == model)
+    return msgspec.structs.replace(mine, requests=requests, answered=answered)
+
+
+def test_who_fails_more_than_another_wins_by_no_delay() -> None:
+    nothing = headline([served("moe", 0), served("dense", 100)], [], [], None)
+    assert nothing == (
+        "The candidates did not do the same work: "
+        "at 2 req/s moe failed 100 of 100 requests, dense failed 0 of 100 requests."
+    )
+    quick = difference("tpot_s", "2 req/s", 0.5, "moe")
+    most = headline([served("moe", 40), served("dense", 100)], [quick], [], None)
+    assert most.startswith("The candidates did not do the same work: at 2 req/s moe failed 60 of 100 requests")
+    goodput = difference("goodput_per_s", "2 req/s", 0.4, "dense")
+    counted = headline([served("moe", 40), served("dense", 100)], [goodput, quick], [], Slo(ttft_s=1.0))
+    assert counted == "dense has 2.5 times (2.27 to 2.78) the goodput of moe at 2 req/s."
+
+
+def test_few_failures_leave_the_delays_to_speak() -> None:
+    quick = difference("tpot_s", "2 req/s", 0.5, "moe")
+    # One of a hundred may be chance; ten of two thousand is sure, and half a percent.
+    for points in (
+        [served("moe", 99), served("dense", 100)],
+        [served("moe", 1990, 2000), served("dense", 2000, 2000)],
+    ):
+        assert headline(points, [quick], [], None).startswith("moe has 0.5 times")
+
+
+def test_where_nobody_answered_there_was_nothing_to_compare() -> None:
+    text = headline([served("moe", 0), served("dense", 0)], [], [], None)
+    assert text == "No request was answered by any candidate."

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from breakeven.measure.events import RequestDone
+from breakeven.measure.events import BlockDone, BlockStarted, Event, RequestDone
 from breakeven.measure.load import compared, differences
 from breakeven.measure.paired.blocks import (
     block_metrics,
     decode_tokens_per_s,
     decode_window_ns,
     prefill_tokens_per_s,
+    self_checks,
     server_decode_tokens_per_s,
     token_gaps_s,
 )
@@ -208,3 +209,40 @@ def test_the_nearest_load_is_so_as_a_ratio() -> None:
     assert nearest([1.0, 10.0, 100.0], 30.0) == 1
     assert nearest([1.0, 10.0, 100.0], 40.0) == 2
     assert nearest([1.0, 4.0], 2.0) == 0
+
+
+def checked(number: int, start_ns: int, **gaps_ns: int) -> list[Event]:
+    """One round of the self-check of "moe" from `start_ns`: two streams of eleven tokens, so far apart by kind."""
+    log: list[Event] = []
+    for kind, gap_ns in gaps_ns.items():
+        name = f"check/{kind}/moe/2/{number}"
+        log.append(
+            BlockStarted(
+                block=name, model="moe", streams=2, prompt_tokens=8, output_tokens=11, at_ns=start_ns, round=number,
+                check=kind,
+            )
+        )  # fmt: skip
+        times = [start_ns + k * gap_ns for k in range(1, 12)]
+        for stream in range(2):
+            log.append(request(times, block=name, model="moe", stream=stream, due_ns=start_ns, sent_ns=start_ns))
+        log.append(BlockDone(block=name, ok=True, at_ns=times[-1]))
+        start_ns = times[-1]
+    return log
+
+
+def test_a_self_check_that_was_run_again_is_that_of_the_later_run() -> None:
+    ms = S // 1000
+    former = [event for n in range(3) for event in checked(n, n * S, distinct=10 * ms, same=10 * ms)]
+    later = [event for n in range(3) for event in checked(n, (100 + n) * S, distinct=20 * ms, same=10 * ms)]
+    (before,), (found,) = self_checks(former, 0), self_checks([*former, *later], 0)
+    assert (before.same_over_distinct.value, before.same_over_distinct.n) == (pytest.approx(1.0), 3)
+    assert (found.model, found.streams) == ("moe", 2)
+    assert (found.same_over_distinct.value, found.same_over_distinct.n) == (pytest.approx(2.0), 3)
+
+
+def test_both_blocks_of_a_checked_round_are_of_one_run() -> None:
+    ms = S // 1000
+    whole = checked(0, 0, distinct=10 * ms, same=10 * ms)
+    half = checked(0, 100 * S, distinct=20 * ms)
+    assert self_checks(whole, 0)[0].same_over_distinct.n == 1
+    assert self_checks([*whole, *half], 0) == []

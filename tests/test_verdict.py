@@ -174,3 +174,37 @@ def test_who_lay_on_no_device_is_not_said_to_have_lain_anywhere() -> None:
     host = Placed(how="asked", gpu_layers=0, memory=[MemoryAt(place="host", weights_bytes=1)])
     models = [msgspec.structs.replace(m, placed=host) for m in (model("moe", True), model("dense", False))]
     assert decide(models, [], [pair(1.4)], []) == verdict(pair(1.4))
+
+
+def of_three(*found: tuple[str, int, float | None], half: float = 0.02) -> str:
+    """The headline on x, y and z: of each pair ("xy"), at so many streams, the ratio; None: too few pairs."""
+    rows = []
+    for (a, b), streams, value in found:
+        interval = (None, None) if value is None else (value * (1 - half), value * (1 + half))
+        estimate = Estimate(value or 2.0, *interval, 5, "measured")
+        winner = named(a, b, "decode_tokens_per_s", estimate)
+        rows.append(Pair(a=a, b=b, metric="decode_tokens_per_s", streams=streams, ratio=estimate, winner=winner))
+    return decide([model("x", True), model("y", False), model("z", False)], [], rows, []).headline
+
+
+def test_of_three_each_is_beaten_at_the_load_that_is_named() -> None:
+    first = of_three(("xy", 1, 1.0), ("xz", 1, 1.4), ("yz", 1, 1.0), ("xy", 4, 1.3), ("xz", 4, 1.5), ("yz", 4, 1.0))
+    assert first == (
+        "Run x here: it decodes at 1.30 times (1.27 to 1.33) y with 4 streams, "
+        "1.40 times (1.37 to 1.43) z with one stream; no difference found to y with one stream."
+    )
+    everywhere = of_three(("xy", 1, 0.5), ("xz", 1, 1.0), ("yz", 1, 1.4))
+    assert everywhere == (
+        "Run y here: it decodes at 2.00 times (1.96 to 2.04) x with one stream, "
+        "1.40 times (1.37 to 1.43) z with one stream."
+    )
+
+
+def test_of_three_no_difference_is_no_split() -> None:
+    alike = ("xy", 1, 1.01), ("xz", 1, 0.99), ("yz", 1, 1.0)
+    assert of_three(*alike) == "No difference found between any two of them at any load measured here."
+    assert "not all ruled out" in of_three(*alike, half=0.8)
+    few = of_three(("xy", 1, None), ("xz", 1, None), ("yz", 1, None))
+    assert few == "Too few pairs to say which is faster here; give a larger --budget."
+    split = of_three(("xy", 1, 1.3), ("xz", 1, 0.7), ("yz", 1, 1.0))
+    assert split.startswith("No single model decodes fastest")

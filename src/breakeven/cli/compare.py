@@ -31,7 +31,7 @@ from breakeven.cli.words import (
     resumable,
 )
 from breakeven.cli.words import duration as duration_of
-from breakeven.errors import UserError
+from breakeven.errors import BreakevenError, UserError
 
 app = typer.Typer()
 
@@ -210,6 +210,8 @@ def _under_load(
             on_saved=saved.append,
         )
     typer.echo(json_text(study)) if as_json else show(study, saved[0], full=full)
+    if study.unanswered:
+        raise BreakevenError(study.unanswered)
 
 
 def tokens(option: str, text: str | None) -> int | None:

@@ -44,10 +44,12 @@ def name_of(axis: str, load: float, attempt: int = 1) -> str:
 
 
 def outcomes(log: Iterable[Event], slo: Slo) -> list[Outcome]:
-    """What came of every load in the log, in the order they were begun. Runs without a request that counts are left
-    out."""
+    """What came of every load that was played to its end, in the order they were begun.
+
+    Runs without a request that counts are left out, and interrupted ones: what we cancelled missed nothing by itself.
+    """
     found = []
-    for name, runs in itertools.groupby(collect(log), key=lambda run: run.load):
+    for name, runs in itertools.groupby((run for run in collect(log) if run.ok), key=lambda run: run.load):
         if (outcome := _outcome(name, list(runs), slo)) is not None:
             found.append(outcome)
     return found

@@ -61,6 +61,7 @@ class LoadOptions:
     the engine's usual one. `kv`: type of keys and values of engines started here. `assume`: read models on
     past what is not known in their files. `engine` None: the one that suits this machine. `gpu_layers`, `cpu_moe`,
     `device`, `tensor_split`: where weights are to lie, as on the command line; `engine_flags`: the engine's own flags.
+    `drain_s`: how long after the last request is due answers are waited for; longer where the SLO allows for more.
     """
 
     out: Path | None = None
@@ -100,7 +101,7 @@ class LoadOptions:
             if value is not None and value < 1:
                 raise UserError(f"{name} must be 1 or more")
         if self.drain_s < 0:
-            raise UserError("--drain must not be negative")
+            raise UserError("LoadOptions.drain_s must be 0 or more")
         if self.ray_address and self.processes is not None and self.processes > 1:
             raise UserError("--ray spreads the load over its workers; leave --processes out")
 
@@ -204,7 +205,7 @@ class Session:
                 schedule_file=file,
                 processes=ceiling.processes,
                 ray_address=self._options.ray_address,
-                drain_s=self._options.drain_s,
+                drain_s=max(self._options.drain_s, _patience_s(self._slo, schedule)),
                 ceiling=None if self._options.ray_address else ceiling,
                 on_state=self._on_state,
                 alive=up.alive,
@@ -376,6 +377,15 @@ def _model(source: Source, weights: str, up: Running | None) -> LoadModel:
         settings=up.backend.settings if up else {},
         placed=up.backend.placed if up else None,
     )
+
+
+def _patience_s(slo: Slo | None, schedule: Schedule) -> float:
+    """Seconds from its due time that `slo` lets an answer take, as far as its terms say."""
+    if slo is None:
+        return 0.0
+    if slo.e2e_s is not None:
+        return slo.e2e_s
+    return (slo.ttft_s or 0.0) + (slo.tpot_s or slo.itl_s or 0.0) * int(schedule.output_N.max(initial=0))
 
 
 def _peak(schedule: Schedule) -> tuple[float, float]:

@@ -23,10 +23,13 @@ from breakeven.measure.load.points import load_points
 from breakeven.results.load import NOTHING_ANSWERED, Crossing, LoadDifference, LoadModel, LoadPoint, LoadStudy
 from breakeven.results.metrics import metric_of
 from breakeven.results.point import of_load
+from breakeven.stats.percentiles import wilson
 from breakeven.traffic.workload import Slo, slo_text
 
 HEADLINE_METRICS = ("capacity_per_s", "goodput_per_s", "tpot_s", "ttft_s")
 """What a verdict under load rests on, the first that tells the candidates apart."""
+FEW = 0.01
+"""Shares of failures no further apart than this leave what was answered comparable."""
 CLOCK_STEP = "The wall clock was moved by {step:.3g} s during the run; no time here is taken from it."
 
 
@@ -119,6 +122,12 @@ def headline(
         return "No load was measured to its end."
     if len({point.model for point in points}) == 1:
         return _one(points[-1], slo) if len(points) == 1 else _several(points, slo)
+    if not any(point.answered for point in points):
+        return "No request was answered by any candidate."
+    # Both count what failed; delays are of what both answered, and say nothing of a candidate that answers little.
+    judged = any(one.winner for one in found if one.metric in ("capacity_per_s", "goodput_per_s"))
+    if not judged and (failing := _failing(points)):
+        return f"The candidates did not do the same work: {failing}."
     for metric in HEADLINE_METRICS:
         mine = [difference for difference in found if difference.metric == metric]
         won = [difference for difference in mine if difference.winner]
@@ -129,6 +138,18 @@ def headline(
             return f"{crossing.sentence}."
         return _won(won[-1], everywhere=len(won) == len(mine) > 1)
     return "No difference found between the candidates at any load measured."
+
+
+def _failing(points: Sequence[LoadPoint]) -> str:
+    """Loads at which one candidate surely failed a larger share of its requests than another; empty: none."""
+    found = []
+    for load in dict.fromkeys(point.load for point in points):
+        mine = [point for point in points if point.load == load and point.requests]
+        lost = {point.model: wilson(point.requests - point.answered, point.requests) for point in mine}
+        if lost and max(one.low for one in lost.values()) > min(one.high for one in lost.values()) + FEW:
+            told = (f"{name} failed {one.hits} of {one.n} requests" for name, one in lost.items())
+            found.append(f"at {load} {', '.join(told)}")
+    return "; ".join(found)
 
 
 def _one(point: LoadPoint, slo: Slo | None) -> str:

@@ -116,14 +116,26 @@ def _headline(models: Sequence[ModelResult], decode: Sequence[Pair], pairs: Sequ
 
 
 def _headline_many(names: Sequence[str], decode: Sequence[Pair], winner: str | None) -> str:
+    if winner is None and all(p.ratio.low is None for p in decode):
+        return "Too few pairs to say which is faster here; give a larger --budget."
+    if winner is None and not any(p.winner for p in decode):
+        if max(_width(p.ratio) for p in decode) > SAME:
+            return (
+                "No difference found between any two of them at any load measured here, and not all ruled out; "
+                "give a larger --budget, or a quieter machine."
+            )
+        return "No difference found between any two of them at any load measured here."
     if winner is None:
         return "No single model decodes fastest at every load measured here; the table says which does where."
-    others = ", ".join(
-        f"{_times(_over(p, winner))} {p.b if p.a == winner else p.a}"
-        for p in decode
-        if winner in (p.a, p.b) and p.streams == decode[0].streams
-    )
-    return f"Run {winner} here: with {_streams(decode[0].streams)} it decodes at {others}."
+    parts, unsure = [], []
+    for other in (name for name in names if name != winner):
+        mine = [p for p in decode if {p.a, p.b} == {winner, other}]
+        first = next(p for p in mine if p.winner == winner)  # it beats every other at some load
+        parts.append(f"{_times(_over(first, winner))} {other} with {_streams(first.streams)}")
+        if ties := [p.streams for p in mine if p.winner is None]:
+            unsure.append(f"to {other} with {_loads(ties)}")
+    tail = f"; no difference found {', '.join(unsure)}" if unsure else ""
+    return f"Run {winner} here: it decodes at {', '.join(parts)}{tail}."
 
 
 def _flip(a: str, b: str, won: dict[int, str | None]) -> str:

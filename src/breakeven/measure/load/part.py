@@ -119,17 +119,23 @@ def tpot_ns(requests: RequestColumns) -> Floats:
 
 
 def meets(requests: RequestColumns, slo: Slo) -> Bools:
-    """Which requests were answered and met every term of `slo`. A term on tokens holds where there is one token."""
+    """Which requests were answered and met every term of `slo`. A term on tokens holds where there is one token.
+
+    Several tokens in one piece hide when each came: they are taken at their slowest, all of the time after sending.
+    """
+    unseen_N = (requests.output_N > 1) & (requests.pieces_N <= 1)
+    whole_N = requests.done_N - requests.sent_N
     good = requests.answered
     if slo.ttft_s is not None:
         good = good & (requests.first_N - requests.due_N <= slo.ttft_s * NS)
     if slo.e2e_s is not None:
         good = good & (requests.done_N - requests.due_N <= slo.e2e_s * NS)
     if slo.itl_s is not None:
-        good = good & (requests.gap_max_N <= slo.itl_s * NS)
+        good = good & (np.where(unseen_N, whole_N, requests.gap_max_N) <= slo.itl_s * NS)
     if slo.tpot_s is not None:
+        most_N = np.where(unseen_N, whole_N / np.maximum(requests.output_N - 1, 1), tpot_ns(requests))
         with np.errstate(invalid="ignore"):
-            good = good & ~(tpot_ns(requests) > slo.tpot_s * NS)
+            good = good & ~(most_N > slo.tpot_s * NS)
     return good
 
 

@@ -229,17 +229,28 @@ def _answered(requests: Sequence[events.RequestDone]) -> bool:
 
 
 def self_checks(log: Sequence[events.Event], seed: int) -> list[SelfCheck]:
-    """Decode with one prompt in all streams over decode with distinct ones, for every model that was checked."""
-    started = {e.block: e for e in log if isinstance(e, events.BlockStarted) and e.check}
+    """Decode with one prompt in all streams over decode with distinct ones, for every model that was checked.
+
+    A run that goes on with a study checks again under the same names: the latest start of a block counts.
+    """
+    started: dict[str, events.BlockStarted] = {}
+    requests: dict[str, list[events.RequestDone]] = {}
     rates: dict[str, dict[tuple[int, str], float]] = {}
     for event in log:
-        if isinstance(event, events.BlockDone) and event.ok and event.block in started:
-            start = started[event.block]
-            requests = [e for e in log if isinstance(e, events.RequestDone) and e.block == event.block]
-            if not _answered(requests):
-                continue
-            if rate := block_metrics(requests).decode_tokens_per_s:
-                rates.setdefault(start.model, {})[start.round, start.check or ""] = rate
+        match event:
+            case events.BlockStarted() if event.check:
+                started[event.block], requests[event.block] = event, []
+                mine = rates.setdefault(event.model, {})
+                if (event.round, event.check) in mine:
+                    # Both blocks of a round are of one run.
+                    for kind in ("same", "distinct"):
+                        mine.pop((event.round, kind), None)
+            case events.RequestDone() if event.block in requests:
+                requests[event.block].append(event)
+            case events.BlockDone(ok=True) if _answered(requests.get(event.block, ())):
+                start = started[event.block]
+                if rate := block_metrics(requests[event.block]).decode_tokens_per_s:
+                    rates[start.model][start.round, start.check or ""] = rate
     streams = {e.model: e.streams for e in started.values()}
     found = []
     for model, mine in rates.items():
