@@ -61,7 +61,7 @@ IMAGES = {
     "llama-server-cpu": ("ggml-org/llama.cpp", "server"),
 }
 """By the name in a manifest: repository and tag. vLLM's is the version that docs/vllm.md tells of."""
-MODELS_HEAD = """Weights, shared by all engines. As large as their memory together, twice that where 16 bits are made FP8.
+MODELS_HEAD = """Weights, shared by all engines. As large as their memory together, twice that of 16 bits made FP8.
 Without a storage class that lets several nodes write, give each engine a claim of its own."""
 
 

@@ -250,7 +250,9 @@ def _group(engine: ClusterEngine, command: list[str], args: list[str]) -> Yaml:
 def _host_bytes(engine: ClusterEngine) -> float:
     """What the decision put in host memory beside a device."""
     lies = engine.found.placed.memory if engine.found.placed is not None else []
-    return sum((at.weights_bytes or 0) + (at.kv_bytes or 0) + (at.compute_bytes or 0) for at in lies if at.place == HOST)
+    return sum(
+        (at.weights_bytes or 0) + (at.kv_bytes or 0) + (at.compute_bytes or 0) for at in lies if at.place == HOST
+    )
 
 
 def _pod(engine: ClusterEngine, command: list[str], args: list[str], *, answers: bool = True) -> Yaml:
