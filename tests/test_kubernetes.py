@@ -283,9 +283,9 @@ def test_a_load_from_a_trace_leaves_the_context_to_the_model(tmp_path: Path) -> 
 def test_of_a_models_checkpoints_the_one_that_answers_is_taken() -> None:
     (model, *_) = args_of(Emitted(manifests_of(decided(PUBLIC, "Llama-3.1-8B on an L40S"))[0]))
     assert model == "meta-llama/Meta-Llama-3.1-8B-Instruct"
-    taught = {name: _hub_id(find(name).facts) for name in ("mixtral-8x7b", "qwen2.5-72b", "gemma-4-26b-a4b")}
+    taught = {name: _hub_id(find(name).facts) for name in ("mixtral-8x7b", "falcon-h1-7b", "gemma-4-26b-a4b")}
     assert list(taught.values()) == [
-        "mistralai/Mixtral-8x7B-Instruct-v0.1", "Qwen/Qwen2.5-72B-Instruct", "google/gemma-4-26B-A4B-it"
+        "mistralai/Mixtral-8x7B-Instruct-v0.1", "tiiuae/Falcon-H1-7B-Instruct", "google/gemma-4-26B-A4B-it"
     ]  # fmt: skip
 
 
