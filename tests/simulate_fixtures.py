@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -62,6 +64,7 @@ def naive_simulation(
     todo = [i for i in range(n) if fits[i]]
     here: list[int] = []
     read, given, clock = [0] * n, [0] * n, 0.0
+    free, slot_of = list(range(policy.max_sequences)), dict[int, int]()
     while todo or here:
         if not here:
             clock = max(clock, arrival[todo[0]])
@@ -76,19 +79,24 @@ def naive_simulation(
             if not policy.chunked and prompt[i] > budget:
                 break
             here.append(todo.pop(0))
+            slot_of[i] = free.pop(0)
             plan.append((i, min(budget, prompt[i])))
             budget -= plan[-1][1]
         plan = [(i, k) for i, k in plan if k]
         context = float(np.mean([prompt[i] + given[i] - 1 for i in decoding])) if decoding else 0.0
         tokens = sum(k for _, k in plan)
         span = sum(k * (read[i] + k / 2) for i, k in plan) / tokens if tokens else 0.0
-        d, left, passes = len(decoding), tokens, []
-        while True:
+        d, left, passes = len(decoding), tokens, list[tuple[int, int]]()
+        if policy.adjacent:
+            taken = {slot_of[i] for i in decoding}
+            runs = [next(k for k in count(1) if slot + k not in taken) for slot in taken if slot - 1 not in taken]
+            passes, d = [(n, 0) for n in runs], 0
+        elif policy.apart:
+            passes, d = [(d, 0)] * bool(d), 0
+        while d or left:
             k = left if policy.micro_batch is None else min(left, policy.micro_batch - d)
             passes.append((d, k))
             left, d = left - k, 0
-            if not left:
-                break
         step_s = sum(table.mixed_s(d, context, k, span) if k else table.decode_s(d, context) for d, k in passes)
         clock += step_s
         for i in decoding:
@@ -102,4 +110,5 @@ def naive_simulation(
             if given[i] == output[i]:
                 end[i] = clock
                 here.remove(i)
+                free.append(slot_of[i])
     return first, end, gap

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,15 @@ import pytest
 from golden_server import _tokenize
 
 from breakeven.cli.main import dispatch
+from breakeven.engines.openai_url import connect
 from breakeven.errors import BreakevenError, UserError
 from breakeven.forecast.calibration.fit import ALONE_WIDTH
 from breakeven.forecast.calibration.probes import ProbeLoad
 from breakeven.forecast.predict import predict
 from breakeven.forecast.profiles import load_profile
-from breakeven.measure.events import StudyStopped, read_events
+from breakeven.measure.events import EventWriter, StudyStopped, read_events
+from breakeven.measure.probe import ProbeRun
+from breakeven.measure.runner import Candidate
 from breakeven.model.arithmetic import file_bytes, total_params
 from breakeven.model.resolve import resolve_spec
 from breakeven.pages.calibration import calibration_lines
@@ -113,6 +118,18 @@ def test_two_servers_of_two_kinds_tell_more(tmp_path: Path) -> None:
     points = predict([DENSE, MOE], [str(found.path)], contexts=(40,), format_name="Q4_K_M").points
     # Both read about as many bytes for a token.
     assert [point.step_s.value for point in points] == pytest.approx(steps_seen(found, [DENSE, MOE]), rel=0.4)
+
+
+@pytest.mark.parametrize(("pid", "slots"), [(os.getpid(), {0, 1, 2}), (None, {None})])
+def test_streams_of_a_probe_are_in_adjacent_slots_of_an_engine_of_ours(
+    pid: int | None, slots: set[int | None], tmp_path: Path
+) -> None:
+    """Others llama.cpp would not compute together; whose slots somebody else uses are left to the server."""
+    with serving(0.001, meta=meta_of(DENSE)) as server, EventWriter(tmp_path / "log") as log:
+        candidate = Candidate("served", replace(connect(f"{server.url}/v1#served"), pid=pid), lambda: None)
+        ProbeRun(candidate, log, []).block(3, 32, 4, 0)
+        asked = [json.loads(body) for body in server.seen.bodies if b"max_tokens" in body]
+    assert {body.get("id_slot") for body in asked if body["max_tokens"] == 4} == slots
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,11 @@ def some_policy(draw: st.DrawFn) -> Policy:
         slot_tokens=draw(st.sampled_from([None, 700])),
         block_tokens=draw(st.sampled_from([1, 16, 64])),
         prefix_caching=draw(st.booleans()),
+        slot_caching=draw(st.booleans()),
         front_s=draw(st.sampled_from([0.0, 0.02])),
         ahead=draw(st.booleans()),
+        apart=draw(st.booleans()),
+        adjacent=draw(st.booleans()),
     )
 
 
@@ -276,6 +279,23 @@ def test_prompts_of_llama_cpp_hold_up_answers() -> None:
         for budget, micro in ((2048, 512), (512, None))
     )
     assert llama.gap_s_N[0] > 3 * vllm.gap_s_N[0]
+
+
+def test_llama_cpp_computes_together_only_what_lies_in_adjacent_slots() -> None:
+    """Of three in slots 0, 1 and 2 the one in the middle ends: the others take a pass each from there on."""
+    policy = policy_named("llama.cpp")
+    requests = requests_of(np.zeros(3), np.full(3, 64), np.array([100, 50, 100]))
+    steps = simulate(requests, DENSE, policy).steps
+    alone = float(DENSE.step_s(1, 150.0))
+    last = [s for s, d in zip(steps.step_s_M, steps.decoding_M, strict=True) if d == 2][-1]
+    assert last == pytest.approx(2 * alone, rel=0.02)
+    together = simulate(requests, DENSE, replace(policy, adjacent=False)).steps
+    assert steps.decoding_M.max() == together.decoding_M.max() == 3
+    assert together.step_s_M[-1] < 0.7 * last
+    # The one that came last leaves no gap, and nothing differs.
+    ends_last = requests_of(np.zeros(3), np.full(3, 64), np.array([100, 100, 50]))
+    apart, joined = (simulate(ends_last, DENSE, replace(policy, adjacent=how)) for how in (True, False))
+    assert (apart.end_s_N == joined.end_s_N).all()
 
 
 def test_mlx_reads_prompts_beside_each_other_in_a_pass_of_their_own() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+from breakeven.engines.backend import LLAMA_CPP
 from breakeven.measure import events
 from breakeven.measure.energy import EnergyCounter
 from breakeven.measure.paired.blocks import decode_tokens_per_s, decode_window_ns
@@ -49,11 +50,19 @@ class ProbeRun:
         raise_failed(self.candidate, results)
 
     def block(self, streams: int, prompt_tokens: int, output_tokens: int, round_number: int) -> None:
-        """One block of `streams` requests at once, again if the machine was not quiet. Raises EngineError."""
+        """One block of `streams` requests at once, again if the machine was not quiet. Raises EngineError.
+
+        In slots side by side where the engine is our llama.cpp, which computes no others together
+        (`forecast.simulator.policy`).
+        """
+        backend = self.candidate.backend
+        side_by_side = backend.engine == LLAMA_CPP and backend.pid is not None
         for attempt in range(1, MAX_ATTEMPTS + 1):
             name = f"{self.candidate.name}/{streams}/{prompt_tokens}/{round_number}/{attempt}"
             texts = [f"{name}/{i}" for i in range(streams)]
             requests = self._maker.requests(name, texts, prompt_tokens, output_tokens)
+            if side_by_side:
+                requests = [replace(request, slot=request.stream) for request in requests]
             if not self._runner.block(self.candidate, requests, round=round_number, attempt=attempt):
                 return
 

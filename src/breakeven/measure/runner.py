@@ -46,7 +46,7 @@ class CompletionRequest:
     `prompt` is token ids where the backend takes them (no tokenising on the hot path), else text; `prompt_tokens` is
     its length. `chat` sends the text as one user message, as is done anyway where a backend knows only chat.
     `ignore_eos` asks for exactly `max_tokens` tokens, and fewer is then an error. `due_ns` None: due when it is
-    issued. `total_timeout_s` bounds the whole request.
+    issued. `total_timeout_s` bounds the whole request. `slot`: which of llama.cpp's is to take it; None: as it chooses.
     """
 
     block: str
@@ -62,6 +62,7 @@ class CompletionRequest:
     due_ns: int | None = None
     stall_timeout_s: float = STALL_TIMEOUT_S
     total_timeout_s: float | None = None
+    slot: int | None = None
 
     def path(self, backend: Backend) -> str:
         """Where it goes, below the backend's URL."""
@@ -78,6 +79,8 @@ class CompletionRequest:
             seed=self.seed,
             chat=self.chat or backend.chat_only,
         )
+        if self.slot is not None:
+            fields["id_slot"] = self.slot
         if isinstance(self.prompt, str):
             if self.chat or backend.chat_only:
                 fields["messages"] = [{"role": "user", "content": self.prompt}]

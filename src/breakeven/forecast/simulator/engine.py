@@ -14,7 +14,7 @@ from heapq import heapify, heappop, heappush
 from math import ceil, gcd, inf
 
 from breakeven.forecast.simulator.policy import Policy, StepTable
-from breakeven.forecast.simulator.state import Blocks, Jobs, KeptPrompts
+from breakeven.forecast.simulator.state import Blocks, Crossings, Jobs, ReplicaSlots
 
 Segment = tuple[float, float, int, int, int, int, int]
 """start_s, step_s (mean), steps, decoding, prompt tokens, waiting, tokens of keys and values in use."""
@@ -24,9 +24,9 @@ class Replica:
     """One engine. `clock` is when its last step ended; it stands still while there is nothing to do."""
 
     __slots__ = (
-        "_blocks", "_context", "_cross", "_ends_s", "_heap", "_jobs", "_peaks_at", "_peaks_s", "_planned_s", "_policy",
-        "_prefill", "_running", "_slots", "_step", "_table", "_waiting", "busy_s", "clock", "ended", "number",
-        "preemptions", "segments",
+        "_blocks", "_context", "_cross", "_ends_s", "_heap", "_jobs", "_keeps", "_peaks_at", "_peaks_s", "_planned_s",
+        "_policy", "_prefill", "_running", "_runs", "_slots", "_step", "_table", "_waiting", "busy_s", "clock", "ended",
+        "number", "preemptions", "segments",
     )  # fmt: skip
 
     def __init__(self, number: int, table: StepTable, policy: Policy, jobs: Jobs, chunk_tokens: int) -> None:
@@ -41,7 +41,10 @@ class Replica:
         self._table, self._policy, self._jobs = table, policy, jobs
         self._blocks = Blocks(policy.kv_tokens, block, chunk_tokens)
         keeps = policy.slot_caching and not policy.prefix_caching and bool(jobs.prefix)
-        self._slots = KeptPrompts(policy.max_sequences if keeps else 0)
+        self._slots = ReplicaSlots(policy.max_sequences if keeps or policy.adjacent else 0)
+        self._keeps = keeps
+        self._runs: list[int] = []
+        """The running ones by pass: together, or apart by runs of adjacent slots. Empty: to be looked at again."""
         self._ends_s: list[float] = []
         self._planned_s = 0.0
         """When the next step is put together, where that is ahead of its start: at the start of the one before."""
@@ -54,8 +57,7 @@ class Replica:
         self._step = 0
         self._context = 0
         """Tokens that the decoding sequences attend to, all of them together."""
-        self._cross = [0] * block
-        """Decoding sequences by the step (modulo block) at which they need their next block."""
+        self._cross = Crossings(block)
         self._peaks_at: list[int] = []
         self._peaks_s: list[float] = []
         """Steps longer than every later one: the longest gap since any step is the first one after it."""
@@ -120,7 +122,7 @@ class Replica:
             return self.clock
         d = len(self._running)
         m = max(1, self._heap[0][0] - self._step)
-        return self.clock + m * self._table.decode_s(d, self._context / d)
+        return self.clock + m * self._step_s(self._context / d)
 
     def advance(self, until_s: float, stop_at: frozenset[int] = frozenset()) -> None:
         """Take every step that starts before `until_s`; stop after one in which a request of `stop_at` ended.
@@ -156,7 +158,7 @@ class Replica:
             budget -= n
         if not (may_admit and self._waiting):
             return plan
-        reserved = self._growth(1)
+        reserved = self._cross.blocks(self._step, 1)
         planned_s = self._planned_s if policy.ahead and (self._running or self._prefill) else inf
         while self._waiting and budget > 0 and len(self._running) + len(self._prefill) < policy.max_sequences:
             i = self._waiting[0]
@@ -183,7 +185,7 @@ class Replica:
             ids = jobs.prefix[i][: blocks.held(jobs.prefix[i], (target - 1) // chunk_tokens)]
             hit = len(ids) * chunk_tokens
         elif self._slots:
-            place, chunks = self._slots.best(jobs.prefix[i], target, chunk_tokens)
+            place, chunks = self._slots.best(jobs.prefix[i] if self._keeps else (), target, chunk_tokens)
             hit = chunks * chunk_tokens
         else:
             hit = 0
@@ -220,8 +222,8 @@ class Replica:
 
     def _seconds(self, d: int, context: float, tokens: int, span: float) -> float:
         """A step, in one pass or as many as the policy needs."""
-        if self._policy.apart and d:
-            return self._table.decode_s(d, context) + self._seconds(0, 0.0, tokens, span)
+        if d and (self._policy.apart or self._policy.adjacent):
+            return self._step_s(context) + self._seconds(0, 0.0, tokens, span)
         micro = self._policy.micro_batch
         if micro is None or d + tokens <= micro:
             return self._table.mixed_s(d, context, tokens, span)
@@ -232,32 +234,40 @@ class Replica:
             left, d = left - n, 0
         return seconds
 
+    def _step_s(self, context: float) -> float:
+        """A step of the running sequences alone: one pass of them all, or one for each run of adjacent slots."""
+        if not self._policy.adjacent:
+            return self._table.decode_s(len(self._running), context)
+        if not self._runs:
+            self._runs = self._slots.runs(self._running)
+        return sum(self._table.decode_s(n, context) for n in self._runs)
+
     def _decode(self, until_s: float) -> None:
         """Steps of the running sequences alone, until one ends, someone else may join or room runs out."""
-        d, decode_s = len(self._running), self._table.decode_s
+        d, step_s = len(self._running), self._step_s
         m = self._heap[0][0] - self._step
         if self._waiting and self._policy.ahead and self._jobs.queued_s[self._waiting[0]] > self._planned_s:
             m = 1  # it came after this step was put together, and may join the next
         context, left_s = self._context / d, until_s - self.clock
-        seconds = longest_s = decode_s(d, context)
+        seconds = longest_s = step_s(context)
         if m * seconds > left_s:
             m = max(1, ceil(left_s / seconds))
-        if m > 1 and m * (mean_s := decode_s(d, context + 0.5 * (m - 1))) > left_s:
+        if m > 1 and m * (mean_s := step_s(context + 0.5 * (m - 1))) > left_s:
             # Steps grow with their contexts, so that fewer may start before `until_s` than the first one says.
             least = ceil(left_s / mean_s)
-            m = least + bisect_left(range(least, m), left_s, key=lambda k: k * decode_s(d, context + 0.5 * (k - 1)))
+            m = least + bisect_left(range(least, m), left_s, key=lambda k: k * step_s(context + 0.5 * (k - 1)))
         available = self._blocks.available
         if d * ceil(m / self._blocks.block) > available:
-            m = self._steps_within(m, available)
+            m = self._cross.steps_within(self._step, m, available)
         if m > 1:
-            seconds, longest_s = decode_s(d, context + 0.5 * (m - 1)), decode_s(d, context + m - 1)
+            seconds, longest_s = step_s(context + 0.5 * (m - 1)), step_s(context + m - 1)
         self._pass(seconds, m, 0, longest_s)
 
     def _pass(self, seconds: float, m: int, prompt_tokens: int, longest_s: float) -> None:
         """`m` steps of `seconds` on average have run, the longest last: clock, contexts, blocks, and who ends."""
         d = len(self._running)
         if d:
-            self._blocks.take(self._growth(m))
+            self._blocks.take(self._cross.blocks(self._step, m))
         self.segments.append((self.clock, seconds, m, d, prompt_tokens, len(self._waiting), self._blocks.used_tokens))
         self.clock += m * seconds
         self._planned_s = self.clock - longest_s
@@ -301,9 +311,10 @@ class Replica:
         ends_at = self._step + jobs.output[i] - jobs.given[i]
         jobs.ends_at[i] = ends_at
         self._running[i] = self._step
+        self._runs = []
         heappush(self._heap, (ends_at, i))
         self._context += jobs.target[i]
-        self._cross[self._phase(i, self._step)] += 1
+        self._cross.add(self._phase(i, self._step), 1)
 
     def _phase(self, i: int, begun: int) -> int:
         """The step (modulo block) at which a sequence needs a new block: when its context grows past a whole one."""
@@ -319,7 +330,8 @@ class Replica:
         """Take a decoding sequence out after `steps` steps and give its blocks back."""
         jobs = self._jobs
         begun = self._running.pop(i)
-        self._cross[self._phase(i, begun)] -= 1
+        self._runs = []
+        self._cross.add(self._phase(i, begun), -1)
         self._context -= jobs.target[i] + steps
         if steps:
             at = bisect_right(self._peaks_at, begun)
@@ -354,9 +366,10 @@ class Replica:
         if len(self._running) <= self._blocks.available:
             return False
         before = self.preemptions
-        while self._running and self._growth(1) > self._blocks.available:
+        while self._running and self._cross.blocks(self._step, 1) > self._blocks.available:
             if self._prefill:
                 i = self._prefill.pop()
+                self._slots.give(i, ())
                 self._blocks.give(self._jobs.own[i])
                 self._blocks.leave(self._jobs.shared[i])
                 self._jobs.shared[i], self._jobs.own[i] = [], 0
@@ -371,27 +384,6 @@ class Replica:
             self._waiting.appendleft(i)
             self._sweep()
         return self.preemptions > before
-
-    def _growth(self, m: int) -> int:
-        """Blocks that the running sequences need for `m` more steps."""
-        cross = self._cross
-        block = len(cross)
-        first = (self._step + 1) % block
-        if m == 1:
-            return cross[first]
-        rounds, rest = divmod(m, block)
-        beyond = first + rest - block
-        found = sum(cross[first : first + rest]) if beyond <= 0 else sum(cross[first:]) + sum(cross[:beyond])
-        return rounds * len(self._running) + found
-
-    def _steps_within(self, most: int, available: float) -> int:
-        """How many steps, up to `most`, need no more than `available` blocks; 1 at least, which has been made sure."""
-        block, needed = self._blocks.block, 0
-        for m in range(most):
-            needed += self._cross[(self._step + 1 + m) % block]
-            if needed > available:
-                return max(1, m)
-        return most
 
     def _sweep(self) -> None:
         """Drop heap entries of sequences that were preempted, so that the first one is true."""

@@ -9,8 +9,10 @@ llama.cpp (`tools/server/server-context.cpp`, `update_slots`): a request waits f
 own. With the prompt cache on, a slot keeps the last prompt it read; a request takes the free slot that shares most of
 its prompt, if that is more than a tenth, else the one unused longest, and reads what is new to it. Slots share nothing
 with each other. A step takes one token of every generating slot and prompt tokens up to `n_batch`, and runs as several
-passes of `n_ubatch` tokens each; nobody gets a token before all of them are done, so prompts hold up everyone's
-answers.
+passes of up to `n_ubatch` tokens; nobody gets a token before all of them are done, so prompts hold up everyone's
+answers. With a cache for each slot a pass takes equally many tokens of sequences in adjacent slots (`split_equal` in
+`src/llama-batch.cpp`): generating slots with idle ones between them take a pass for each run, and prompts their own.
+The one token of a prompt that goes along with a run's is not simulated.
 
 mlx_lm.server (0.32: `BatchGenerator._next` in `mlx_lm/generate.py`): a step gives one token to every generating
 sequence in a pass of its own, then runs one more over up to 2048 tokens of each of up to eight prompts. Answers of both
@@ -53,6 +55,7 @@ class Policy:
     arrival to the engine's queue and back (HTTP, tokenizer), beside the steps. `ahead`: a step is planned when the one
     before it starts, so who arrives meanwhile joins the step after. `prompts`: how many are read at once, and
     `prompt_tokens` of one in a step; None: as many as the step has room for. `apart`: what decodes has its own pass.
+    `adjacent`: the same, and a pass for each run of adjacent slots among them.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Policy:
     prompts: int | None = None
     prompt_tokens: int | None = None
     apart: bool = False
+    adjacent: bool = False
 
     def __post_init__(self) -> None:
         """Raises UserError for settings under which no step could run."""
@@ -106,7 +110,13 @@ POLICIES: dict[str, Policy] = {
     "vllm-cpu": Policy(name="vllm-cpu", max_sequences=128, max_step_tokens=2048, block_tokens=128, prefix_caching=True),
     # As Breakeven starts it: nothing is kept of a prompt but where prompts share their beginnings or go on.
     "llama.cpp": Policy(
-        name="llama.cpp", max_sequences=4, max_step_tokens=2048, micro_batch=512, block_tokens=1, slot_caching=True
+        name="llama.cpp",
+        max_sequences=4,
+        max_step_tokens=2048,
+        micro_batch=512,
+        block_tokens=1,
+        slot_caching=True,
+        adjacent=True,
     ),
     # mlx_lm/server.py's defaults: --decode-concurrency 32, --prompt-concurrency 8, --prefill-step-size 2048; caches
     # grow by 256 tokens (mlx_lm/models/cache.py: KVCache.step). The prompt cache is off, as Breakeven starts it.

@@ -9,8 +9,9 @@ event.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf, nan
 
 import numpy as np
@@ -101,49 +102,90 @@ class Blocks:
             del self.users[chunk]
 
 
+class Crossings:
+    """Decoding sequences by the step (modulo block) at which each needs its next block."""
+
+    __slots__ = ("_due", "_n")
+
+    def __init__(self, block_tokens: int) -> None:
+        self._due = [0] * block_tokens
+        self._n = 0
+
+    def add(self, phase: int, n: int) -> None:
+        """So many more sequences cross at `phase`; below 0: fewer."""
+        self._due[phase] += n
+        self._n += n
+
+    def blocks(self, step: int, m: int) -> int:
+        """Blocks that the sequences need for `m` steps after `step`."""
+        due = self._due
+        block = len(due)
+        first = (step + 1) % block
+        if m == 1:
+            return due[first]
+        rounds, rest = divmod(m, block)
+        beyond = first + rest - block
+        found = sum(due[first : first + rest]) if beyond <= 0 else sum(due[first:]) + sum(due[:beyond])
+        return rounds * self._n + found
+
+    def steps_within(self, step: int, most: int, available: float) -> int:
+        """How many steps after `step`, up to `most`, need no more than `available` blocks; 1 at least, which has been
+        made sure."""
+        due, needed = self._due, 0
+        for m in range(most):
+            needed += due[(step + 1 + m) % len(due)]
+            if needed > available:
+                return max(1, m)
+        return most
+
+
 SIMILAR = 0.1
 """Of a prompt must be what a slot holds, or the slot unused longest is taken (llama.cpp: --slot-prompt-similarity)."""
 
 
-class KeptPrompts:
-    """What each free slot of a replica read last, the one unused longest first. None where slots keep nothing.
+class ReplicaSlots:
+    """The slots of a replica: which request has which, and what each free one read last, the one unused longest first.
 
     The answer behind a prompt is kept too, but whoever goes on from it in a run of ours tells it otherwise
-    (docs/traffic.md), so only prompts count.
+    (docs/traffic.md), so only prompts count. No slots at all where `n` is 0.
     """
 
-    __slots__ = ("_free", "_placed")
+    __slots__ = ("_free", "_slot_of")
 
     def __init__(self, n: int) -> None:
-        self._free: list[tuple[int, ...]] = [()] * n
-        self._placed: set[int] = set()
+        self._free: list[tuple[int, tuple[int, ...]]] = [(slot, ()) for slot in range(n)]
+        self._slot_of: dict[int, int] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._free)
+        return bool(self._free or self._slot_of)
 
     def best(self, ids: tuple[int, ...], target: int, chunk_tokens: int) -> tuple[int, int]:
-        """The free slot a prompt of `target` tokens takes, and how many of its chunks that has read, but for the last
-        token."""
+        """The place among the free slots that a prompt of `target` tokens takes, and how many of its chunks the slot
+        has read, but for the last token."""
         ids = ids[: (target - 1) // chunk_tokens]
-        read = [_same(kept, ids) for kept in self._free]
+        read = [_same(kept, ids) for _, kept in self._free] if ids else [0]
         place = max(range(len(read)), key=read.__getitem__)
         place = place if read[place] * chunk_tokens > SIMILAR * target else 0
         return place, read[place]
 
     def take(self, place: int, i: int) -> None:
         """Request `i` has this slot."""
-        del self._free[place]
-        self._placed.add(i)
+        self._slot_of[i], _ = self._free.pop(place)
 
     def give(self, i: int, ids: tuple[int, ...]) -> None:
         """Request `i` leaves its slot, if it has one, which has read `ids`."""
-        if i in self._placed:
-            self._placed.remove(i)
-            self._free.append(ids)
+        if (slot := self._slot_of.pop(i, None)) is not None:
+            self._free.append((slot, ids))
+
+    def runs(self, requests: Iterable[int]) -> list[int]:
+        """How many of these requests are in each run of adjacent slots."""
+        taken = sorted(map(self._slot_of.__getitem__, requests))
+        breaks = [k for k in range(1, len(taken)) if taken[k] != taken[k - 1] + 1]
+        return [end - begin for begin, end in pairwise([0, *breaks, len(taken)])]
 
     def renumber(self, number_of: dict[int, int]) -> None:
         """Requests get other numbers."""
-        self._placed = {number_of[i] for i in self._placed}
+        self._slot_of = {number_of[i]: slot for i, slot in self._slot_of.items()}
 
 
 def _same(kept: tuple[int, ...], ids: tuple[int, ...]) -> int:

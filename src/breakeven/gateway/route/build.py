@@ -10,7 +10,7 @@ from functools import lru_cache
 from math import sqrt
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from breakeven.errors import UserError, complain, one_line
 from breakeven.forecast.asked import asked_model, model_on, profiles_for
@@ -167,10 +167,10 @@ def table_from(model: StepModel, policy: Policy, context: int = MOST_CONTEXT) ->
     places = policy.max_sequences
     d_D = _grid(0, max(places, 2), 3)
     t_T = GRAIN * _grid(0, max(2, -(-context // GRAIN)), 2)
-    decode_DT = _idle(d_D, model.step_s(d_D[:, None], t_T[None, :]))
+    decode_DT = _idle(d_D, decode_s(model, policy, d_D[:, None], t_T[None, :]))
     # One more sequence never makes a step shorter; some step models say so by a hair where tiles fill up.
-    longer_DT = np.maximum(model.step_s(d_D[:, None] + 1.0, t_T[None, :]) - decode_DT, 0.0)
-    reference_D1 = _idle(d_D, model.step_s(d_D, READ_CONTEXT))[:, None]
+    longer_DT = np.maximum(decode_s(model, policy, d_D[:, None] + 1.0, t_T[None, :]) - decode_DT, 0.0)
+    reference_D1 = _idle(d_D, decode_s(model, policy, d_D, READ_CONTEXT))[:, None]
     steps_T = 1.0 + np.floor(t_T / policy.max_step_tokens)
     extra_DT = np.maximum(read_s(model, policy, d_D, t_T) - steps_T * reference_D1, 0.0)
     # A longer prompt never takes less, though the last step of a shorter one may have had room to spare.
@@ -208,19 +208,37 @@ def _rate_s(model: StepModel, policy: Policy, d_D: Floats) -> Floats:
     return np.maximum(took_D / (most - fewer), 0.0)
 
 
+def decode_s(model: StepModel, policy: Policy, d: ArrayLike, context: ArrayLike) -> Floats:
+    """Seconds of steps in which `d` sequences decode and nothing is read; arguments broadcast.
+
+    An engine that computes only adjacent slots together takes a pass for each run of them: of d slots out of n, any of
+    them, d (n - d + 1) / n runs are expected.
+    """
+    if not policy.adjacent:
+        return model.step_s(d, context)
+    d, n = np.asarray(d, dtype=np.float64), policy.max_sequences
+    runs = np.maximum(d * (n - d + 1.0) / n, 1.0)
+    found: Floats = runs * model.step_s(d / runs, context)
+    return found
+
+
 def read_s(model: StepModel, policy: Policy, d_D: Floats, t_T: Floats) -> Floats:
     """Seconds of the steps that read prompts of `t_T` tokens while `d_D` others decode, by both.
 
     A step takes what its budget leaves beside the others, in passes of `micro_batch` where the engine has them; the
-    others' tokens are in the first pass (`forecast.simulator.engine`).
+    others' tokens are in the first pass, or in one before it (`forecast.simulator.engine`).
     """
+    apart = policy.apart or policy.adjacent
+    others_D1 = _idle(d_D, decode_s(model, policy, d_D, READ_CONTEXT))[:, None]
     d_DT, left_DT = (x.copy() for x in np.broadcast_arrays(d_D[:, None], t_T[None, :]))
     read_DT, seconds_DT = np.zeros_like(left_DT), np.zeros_like(left_DT)
     budget_DT = np.maximum(policy.max_step_tokens - d_DT, 1.0)
     while np.any(left_DT > 0):
         step_DT = np.minimum(left_DT, budget_DT)
+        if apart:
+            seconds_DT = seconds_DT + np.where(step_DT > 0, others_D1, 0.0)
         left_DT = left_DT - step_DT
-        beside_DT = d_DT
+        beside_DT = np.zeros_like(d_DT) if apart else d_DT
         while np.any(step_DT > 0):
             pass_DT = step_DT
             if policy.micro_batch is not None:
