@@ -42,6 +42,7 @@ def facts_of(about: dict[str, Any], config: dict[str, object]) -> ModelFacts:
     return ModelFacts(
         hub_id=about["hub_id"],
         also=tuple(about.get("also", ())),
+        base=tuple(about.get("base", ())),
         kind=about["kind"],
         date=about.get("date"),
         licence=about.get("licence"),

@@ -46,7 +46,8 @@ PATHS = {
 }  # fmt: skip
 LEAVING, DAWDLING = 0.12, 0.06
 ATTEMPTS = 3
-STALL_S = 1.0
+STALL_S = 3.0
+"""A gap as long as this is a fault: longer than a busy machine makes one by itself."""
 HUGE_BYTES, MOST_BYTES = 3 * 2**20, 2 * 2**20
 PATIENCE_S = 60.0
 _NUMBER = re.compile(rb"\bq[0-9]+\b")

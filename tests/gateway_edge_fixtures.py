@@ -22,7 +22,7 @@ both_loops = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new
 Loop = Callable[[], asyncio.AbstractEventLoop]
 
 
-def on(loop: Loop, work: Callable[[], Awaitable[None]], limit_s: float = 30.0) -> None:
+def on(loop: Loop, work: Callable[[], Awaitable[None]], limit_s: float = 120.0) -> None:
     """Run `work` on a new loop; a hang fails."""
 
     async def bounded() -> None:

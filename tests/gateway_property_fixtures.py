@@ -35,7 +35,7 @@ from breakeven.wire.sse import event
 
 CHAT = "/v1/chat/completions"
 JSON_TYPE = {"content-type": "application/json"}
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """For what must come about, however busy the machine; nothing waits so long when all is well."""
 COMMAND = [sys.executable, "-c", "import sys; from breakeven.cli.main import main; sys.exit(main())", "serve"]
 Answered = tuple[int, dict[str, str], bytes]

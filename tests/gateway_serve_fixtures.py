@@ -24,7 +24,7 @@ import yaml
 from breakeven.gateway.seen.read_log import records
 from breakeven.gateway.seen.record import DecisionRecord
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """How long a busy machine may take for what should happen at once."""
 CHAT = "/v1/chat/completions"
 
@@ -246,7 +246,7 @@ class Listener:
 
     def started(self) -> bool:
         """Whether a byte of its answer is there."""
-        self.socket.settimeout(0.05)
+        self.socket.settimeout(0.5)
         with contextlib.suppress(TimeoutError):
             self.got += self.socket.recv(65536)
         self.socket.settimeout(PATIENCE_S)

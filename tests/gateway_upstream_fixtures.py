@@ -113,7 +113,7 @@ def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 
 
 async def _bounded(test: Awaitable[None]) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         await test
 
 

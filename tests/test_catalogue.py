@@ -20,6 +20,7 @@ from breakeven.model.arithmetic import active_params, total_params
 from breakeven.model.catalogue import (
     CatalogueEntry,
     CatalogueFile,
+    base_words,
     counterparts,
     entries,
     find,
@@ -70,6 +71,41 @@ def test_names_are_plain_and_every_row_has_a_source() -> None:
         assert all(re.fullmatch("[a-z]{2,3}", language) for language in entry.facts.languages)
     assert len({entry.hub_id for entry in entries()}) == len(entries())
     assert not {*(name.lower() for name in (*FORMATS, *GPU_FORMATS))} & set(names())
+
+
+def test_base_models_are_told_from_those_that_answer() -> None:
+    for entry in entries():
+        ids, base = (entry.hub_id, *entry.facts.also), entry.facts.base
+        assert set(base) <= set(ids)
+        assert {each for each in ids if re.search(r"-base(-|$)", each, re.IGNORECASE)} <= set(base)
+        assert not any(re.search(r"instruct|chat|thinking|-it$", each, re.IGNORECASE) for each in base)
+        assert entry.facts.answers in ids
+        assert (entry.facts.answers in base) == ({each for each in ids if "/" in each} <= set(base))
+    answers = {name: find(name).facts.answers for name in ("granite-4.0-h-1b", "mellum2-12b-a2.5b", "qwen2.5-32b")}
+    assert list(answers.values()) == [
+        "ibm-granite/granite-4.0-h-1b", "JetBrains/Mellum2-12B-A2.5B-Instruct", "Qwen/Qwen2.5-32B"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("qwen2.5-32b", "Qwen/Qwen2.5-32B is a base model, .*; no checkpoint of it that was is known here"),
+        ("mimo-7b", "XiaomiMiMo/MiMo-7B-Base is a base model"),
+        ("nemotron-h-56b", "nvidia/Nemotron-H-56B-Base-8K is a base model"),
+        ("gemma-2-27b", "google/gemma-2-27b is a base model, .*; take google/gemma-2-27b-it"),
+        ("Apertus-8B-2509", "swiss-ai/Apertus-8B-2509 is a base model, .*; take swiss-ai/Apertus-8B-Instruct-2509"),
+        ("someone/Other-9B-Base", "someone/Other-9B-Base is a base model"),
+        ("gemma-2-27b-it", None),
+        ("apertus-8b", None),
+        ("qwen3-8b", None),
+        ("someone/Other-9B", None),  # not known is not said
+        ("someone/database", None),
+    ],
+)
+def test_whom_nobody_taught_to_chat_is_said(asked: str, said: str | None) -> None:
+    found = base_words(asked)
+    assert (found is None) if said is None else re.match(said, found or "")
 
 
 @pytest.mark.parametrize(

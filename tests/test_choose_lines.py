@@ -25,7 +25,7 @@ from vulkan_fixtures import llama_server, moe_gguf
 
 import breakeven
 from breakeven.answer.choice.machine import place_of
-from breakeven.answer.choice.rows import _parts_evenly, _vllm
+from breakeven.answer.choice.rows import _parts_evenly, _vllm, exact, start_lines
 from breakeven.answer.choice.search import search
 from breakeven.answer.choice.uses import ChoiceWords, wish_of
 from breakeven.engines.keeper import free_port
@@ -214,6 +214,27 @@ def test_what_is_quantized_already_is_not_quantized_again(name: str, format_name
     words = shlex.split(_vllm(option, place, wish).line)
     assert words[2] == model
     assert ("--quantization" in words) == made
+
+
+@pytest.mark.parametrize(
+    ("name", "loaded", "told"),
+    [
+        ("gemma-2-27b", "google/gemma-2-27b-it", False),
+        ("qwen2.5-32b", "Qwen/Qwen2.5-32B", True),
+        ("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", False),
+    ],
+)
+def test_what_is_started_was_taught_to_answer_or_the_line_says_so(name: str, loaded: str, told: bool) -> None:
+    wish = wish_of(ChoiceWords())
+    for machine, engine in (("h100-sxm", "vllm"), ("rtx-5090+ddr5-5600x2:64GB", None), ("apple-m4-max:64GB", None)):
+        place = place_of(machine, engine, None)
+        options = [o for o in search(place, wish).options if o.name == name and o.kv == "f16"]
+        runs = [(option, found) for option in options if (found := exact(option, place, wish)) is not None]
+        assert runs, machine
+        for option, found in runs:
+            for line in start_lines(option, found.point, place, wish):
+                assert loaded in f"{line.line} {line.note}".replace(";", " ").split()
+                assert ("is a base model" in (line.note or "")) == told
 
 
 def test_nothing_finer_than_was_published_is_served() -> None:

@@ -203,7 +203,7 @@ def hear_ctrl_c() -> None:
 
 
 def wait_for_blocks(out: Path, n: int) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         log = out / "events.jsonl"
         if log.exists() and len(blocks_of(read_events(log))) >= n:

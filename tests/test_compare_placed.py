@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 from vulkan_fixtures import lent_device, llama_server
 
@@ -19,6 +19,7 @@ from breakeven.measure.paired.blocks import blocks_of
 from breakeven.measure.progress import ProgressState
 from breakeven.results.comparison import Comparison
 from breakeven.results.store import read
+from tests.cli_fixtures import is_alive
 from tests.test_compare import write_config
 
 __all__ = ["lent_device", "llama_server"]
@@ -105,8 +106,10 @@ def test_a_server_that_dies_is_reported_with_its_last_words_and_its_blocks_are_k
                 below = Path(f"/proc/{child}/task/{child}/children").read_text().split()
                 for pid in [*below, child]:
                     if b"llama-server" in Path(f"/proc/{pid}/cmdline").read_bytes() and below:
-                        os.kill(int(below[0]), signal.SIGKILL)
-                        time.sleep(0.3)
+                        killed = psutil.Process(int(below[0]))
+                        killed.kill()
+                        while is_alive(killed):
+                            time.sleep(0.01)
                         return
 
     with pytest.raises(EngineError, match=r"llama-server ended .*killed by signal 9.*its log .* ends: ") as died:

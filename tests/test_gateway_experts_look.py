@@ -119,7 +119,7 @@ class Watching:
         return self.part._looks["b"].seen.report(1e9)
 
     async def until(self, done: Callable[[], object]) -> None:
-        for _ in range(2000):
+        for _ in range(12_000):
             if done():
                 return
             await asyncio.sleep(0.005)

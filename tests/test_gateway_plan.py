@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from decision_fixtures import both, decision, dense, full, moe, no_difference, nobody
+from decision_fixtures import both, decision, dense, full, hosted, moe, no_difference, nobody
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -667,6 +667,19 @@ def test_a_decision_becomes_a_file_to_complete(tmp_path: Path) -> None:
     assert plan.backends[0].is_api
     assert plan.policies[0].slo == Slo(ttft_s=2.0, tpot_s=0.08)
     assert plan.policies[0].policy == "breakeven"  # three winners
+
+
+def test_a_base_model_is_told_beside_its_backend(tmp_path: Path) -> None:
+    named = {"first": "qwen2.5-32b:Q4_K_M", "second": "mixtral-8x7b", "third": "qwen3-8b", "fourth": "qwen2.5-72b"}
+    rows = [(hosted if name == "fourth" else dense)(name, model=model) for name, model in named.items()]
+    write(decision(rows, regions=[]), tmp_path / "result.json")
+    with pytest.raises(UserError, match="fill in the url"):
+        plan_of_decision(tmp_path, {})
+    text = " ".join((tmp_path / "gateway.yaml").read_text(encoding="utf-8").replace("#", " ").split())
+    assert "Qwen/Qwen2.5-32B is a base model, which was not taught to chat" in text
+    assert "mistralai/Mixtral-8x7B-v0.1 is a base model" in text
+    assert "take mistralai/Mixtral-8x7B-Instruct-v0.1" in text
+    assert text.count("is a base model") == 2, "of what a provider hosts nothing is known"
 
 
 def region(low: float, high: float | None, winner: str | None) -> Region:

@@ -26,7 +26,7 @@ LIMITS = {
     "json_keys": 40,
     "connections": 40,
     "streams_per_key": 3,
-    "read": "0.5s",
+    "read": "1.5s",
     "idle": "2s",
     "write": "1s",
     "response": "16MiB",

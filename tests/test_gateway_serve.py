@@ -34,6 +34,7 @@ _ERROR = b'{"error": {"message": "CUDA out of memory at 10.0.0.7", "code": 500}}
 _ROLE = event(b'{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}')
 _STOP = event(b'{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}')
 _NAMED = ("late", "spoofs", "fails-late", "declines", "mute", "busy", "half")
+LATE_S = 0.4
 _LIFE = chunk(b": PROCESSING\n\n")
 _STREAMS = head(200, "content-type: text/event-stream", "transfer-encoding: chunked")
 _SPOOFED = ("x-breakeven-backend: premium", "x-breakeven-usd: 0", "x-request-id: forged", "www-authenticate: Basic")
@@ -54,7 +55,9 @@ ENDPOINTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/r
 
 def _odd(question: ScriptedRequest) -> Scene:
     if question.model == "late":
-        return played(question, [b": PROCESSING\n\n", b": PROCESSING\n\n", _ROLE, *events(question)])
+        scene = played(question, [b": PROCESSING\n\n", b": PROCESSING\n\n", _ROLE, *events(question)])
+        # What comes behind the tokens comes so late that no delay of the last of them hides it.
+        return Scene(scene.pieces, [*scene.waits_s[:-3], *[LATE_S] * 3])
     if question.model == "fails-late":
         return CONTENT["engine_error"](question)
     if question.model == "half":
@@ -68,7 +71,7 @@ def _odd(question: ScriptedRequest) -> Scene:
             question, [_ROLE, event(b'{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}'), DONE]
         )
     if question.model == "drips":
-        return Scene([head(503, "transfer-encoding: chunked"), *[chunk(b" ")] * 60], [0.1] * 61)
+        return Scene([head(503, "transfer-encoding: chunked"), *[chunk(b" ")] * 600], [0.1] * 601)
     if question.model == "silent":
         return Scene([_STREAMS, *[_LIFE] * 40], [0.1] * 41)
     if question.model == "spoofs":
@@ -342,7 +345,7 @@ def test_signs_of_life_are_no_first_token(house: House) -> None:
     assert record.ttft_s > 0.15
     # Its finish, its counts and its end, three more of these, are no tokens either.
     assert record.tpot_s is not None
-    assert record.ttft_s + record.tpot_s * 7 < (record.e2e_s or 0.0) - 0.1
+    assert record.ttft_s + record.tpot_s * 7 < (record.e2e_s or 0.0) - LATE_S
 
 
 def test_signs_of_life_do_not_hold_a_request_for_ever(house: House) -> None:
@@ -354,7 +357,7 @@ def test_signs_of_life_do_not_hold_a_request_for_ever(house: House) -> None:
 def test_why_a_backend_failed_is_not_waited_for_for_ever(house: House) -> None:
     answer = ask(house.gateway.url, question("drips", "drips", stream=True))
     assert (answer.status, b"drips: status 503" in answer.body) == (502, True)
-    assert house.gateway.record(answer.id).e2e_s < 4.0, "the backend drips for 6 s"
+    assert house.gateway.record(answer.id).e2e_s < 40.0, "the backend drips for a minute"
 
 
 def test_an_error_in_the_middle_of_a_stream_is_no_success(house: House) -> None:

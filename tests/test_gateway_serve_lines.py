@@ -118,7 +118,7 @@ def test_beyond_its_limit_requests_wait_and_go_when_a_place_is_free(
     assert house.narrow.seen.ids["waits"] == 0
     assert house.gateway.backend("narrow")["in_flight"] == 2
     full[0].leave()
-    reply = waits.result(20)
+    reply = waits.result(60)
     assert (reply.status, reply.backend) == (200, "narrow")
     record = house.gateway.record(reply.id)
     assert record.queue_s > 0
@@ -147,10 +147,10 @@ def test_a_full_line_drops_the_newest_of_the_lowest_priority_and_the_highest_goe
     # Two wait, which is all there is room for: an equal newcomer is refused, a higher one takes the newer one's place.
     assert house.ask("third", "line", "low").status == 503
     high = later("high", "high", 2)
-    assert newer.result(20).status == 503
+    assert newer.result(60).status == 503
     assert house.narrow.seen.ids["newer"] == house.narrow.seen.ids["third"] == 0
     full[0].leave()
-    assert high.result(20).status == low.result(20).status == 200
+    assert high.result(60).status == low.result(60).status == 200
     order = [ident for ident in house.narrow.seen.ids if ident in ("high", "low")]
     assert order == ["high", "low"]
 
@@ -191,7 +191,7 @@ def test_one_key_s_endless_streams_leave_a_place_and_a_turn_for_another(
     for one in plain:
         if one.started():
             one.leave()
-    assert second.result(20).status == 200
+    assert second.result(60).status == 200
     for one in (*plain, other):
         one.leave()
     wait(house.gateway.idle, "something is still counted")

@@ -417,7 +417,6 @@ def test_haproxy_in_front_ends_tls_passes_streams_and_takes_the_next_gateway(
             ("CERTIFICATE.pem", str(both)),
             ("GATEWAY_ONE", f"127.0.0.1:{one.port}"),
             ("GATEWAY_TWO", f"127.0.0.1:{two.port}"),
-            ("inter 1s", "inter 100ms"),
             ("maxconn 4000", "maxconn 100"),
         ):
             assert text.count(place) == 1

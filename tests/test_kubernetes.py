@@ -18,7 +18,7 @@ from kubernetes_fixtures import EXAMPLES, MACHINES, ROOT, STUDIES, decided, exam
 
 from breakeven.errors import UserError
 from breakeven.gateway.cluster.files import emit_kubernetes, manifests_of
-from breakeven.gateway.cluster.pods import ENGINE_KEY, SECRETS, _hub_id
+from breakeven.gateway.cluster.pods import ENGINE_KEY, SECRETS
 from breakeven.gateway.plan.check import ALL_SET
 from breakeven.gateway.plan.load import read_gateway
 from breakeven.gateway.plan.model import GatewayPlan
@@ -283,10 +283,38 @@ def test_a_load_from_a_trace_leaves_the_context_to_the_model(tmp_path: Path) -> 
 def test_of_a_models_checkpoints_the_one_that_answers_is_taken() -> None:
     (model, *_) = args_of(Emitted(manifests_of(decided(PUBLIC, "Llama-3.1-8B on an L40S"))[0]))
     assert model == "meta-llama/Meta-Llama-3.1-8B-Instruct"
-    taught = {name: _hub_id(find(name).facts) for name in ("mixtral-8x7b", "falcon-h1-7b", "gemma-4-26b-a4b")}
+    taught = {name: find(name).facts.answers for name in ("mixtral-8x7b", "falcon-h1-7b", "gemma-4-26b-a4b")}
     assert list(taught.values()) == [
         "mistralai/Mixtral-8x7B-Instruct-v0.1", "tiiuae/Falcon-H1-7B-Instruct", "google/gemma-4-26B-A4B-it"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "format_name", "said"),
+    [
+        ("qwen2.5-32b", "BF16", "Qwen/Qwen2.5-32B is a base model, which was not taught to chat"),
+        ("someone/Other-9B-Base", "BF16", "someone/Other-9B-Base is a base model"),
+        ("gemma-2-27b", "INT4", "take google/gemma-2-27b-it"),
+        ("gemma-2-27b", "BF16", None),  # what is fetched was taught
+        ("someone/Other-9B", "BF16", None),
+    ],
+)
+def test_a_base_model_is_told_to_whoever_applies_the_files(model: str, format_name: str, said: str | None) -> None:
+    name = "Qwen3-14B on an H100"
+    found = decided(PUBLIC, name)
+    rows = [
+        each if each.name != name else msgspec.structs.replace(each, model=model, format=format_name)
+        for each in found.candidates
+    ]
+    _, todo = manifests_of(msgspec.structs.replace(found, candidates=rows))
+    lines = [line for line in todo if "base model" in line]
+    if said is None:
+        assert not lines
+    else:
+        (line,) = lines
+        assert line.startswith("engine-")
+        assert ": args: " in line
+        assert said in line
 
 
 def test_what_no_cluster_runs_stays_a_backend_to_fill_in(tmp_path: Path) -> None:

@@ -110,8 +110,10 @@ def gguf(tmp_path: Path) -> Path:
     return path
 
 
-def model(gguf: Path, tmp_path: Path) -> LmStudioModel:
-    return LmStudioModel(gguf, context=96, slots=2, log=tmp_path / "log", name="Tiny MoE", notice_timeout_s=0.6)
+def model(gguf: Path, tmp_path: Path, notice_timeout_s: float = 60.0) -> LmStudioModel:
+    return LmStudioModel(
+        gguf, context=96, slots=2, log=tmp_path / "log", name="Tiny MoE", notice_timeout_s=notice_timeout_s
+    )
 
 
 def records(tmp_path: Path) -> list[Path]:
@@ -171,7 +173,7 @@ def test_what_a_killed_run_left_is_removed_at_the_next(studio: ScriptedLmStudio,
 def test_a_file_it_does_not_notice_is_taken_back(studio: ScriptedLmStudio, gguf: Path, tmp_path: Path) -> None:
     studio.deaf = True
     with pytest.raises(UserError, match=r"did not notice the file.*lms import"):
-        model(gguf, tmp_path).__enter__()
+        model(gguf, tmp_path, notice_timeout_s=0.6).__enter__()
     assert (list(studio.folder.iterdir()), records(tmp_path)) == ([], [])
 
 

@@ -70,7 +70,7 @@ def test_a_stall_of_the_server_is_in_the_delays_from_the_due_time(tmp_path: Path
 
 def test_late_requests_are_sent_at_once_and_none_is_left_out(tmp_path: Path) -> None:
     schedule = schedule_of([0.0] * 300, output=1)
-    with plain_server(wait_s=1.0) as thread:
+    with plain_server(wait_s=2.0) as thread:
         played = play(thread.server.url, schedule, tmp_path / "events.jsonl")
         assert thread.server.most_in_flight > 100
     assert {r.due_ns for r in played.requests} == {played.started.at_ns}
@@ -91,7 +91,7 @@ def test_a_closed_loop_keeps_its_number_of_streams(tmp_path: Path) -> None:
 
 
 def test_a_closed_loop_thinks_and_ends_with_its_time(tmp_path: Path) -> None:
-    schedule = closed_schedule(64, 3, think_s=0.05, duration_s=0.6)
+    schedule = closed_schedule(256, 3, think_s=0.05, duration_s=2.0)
     with plain_server(wait_s=0.01) as thread:
         played = play(thread.server.url, schedule, tmp_path / "events.jsonl")
     start_ns = played.started.at_ns
@@ -99,7 +99,7 @@ def test_a_closed_loop_thinks_and_ends_with_its_time(tmp_path: Path) -> None:
     later = [r for r in played.requests if r.due_ns > start_ns]
     assert len(later) >= 6
     assert all(r.due_ns - 50 * MS in answers for r in later)
-    assert all(r.due_ns < start_ns + 600 * MS for r in played.requests)
+    assert all(r.due_ns < start_ns + 2000 * MS for r in played.requests)
 
 
 def test_turns_follow_their_answers_and_a_failed_turn_ends_its_conversation(tmp_path: Path) -> None:

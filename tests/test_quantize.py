@@ -388,12 +388,21 @@ def test_nothing_is_replaced_that_was_not_made_here(toy: Path, tmp_path: Path) -
     assert place.read_bytes().endswith(b"changed since")
 
 
+ENDLESS_PROOF = """
+import time
+import breakeven.lab.bits.quantize as quantize
+from breakeven.cli.main import main
+quantize.prove = lambda *_, **__: time.sleep(600)  # it cannot be done before it is told to end
+main()
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["terminated", "hung up"])
 def test_a_verb_that_is_ended_leaves_nothing(toy: Path, tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "out"
     if signal.getsignal(number) is signal.SIG_IGN:
         pytest.skip("ignored here, as under nohup, and so it stays")
-    command = [sys.executable, "-m", "breakeven.cli", "quantize", str(toy), "--to", "Q4_0", "--out", str(out)]
+    command = [sys.executable, "-c", ENDLESS_PROOF, "quantize", str(toy), "--to", "Q4_0", "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         end = time.monotonic() + 60
         while not list(out.glob(".*.made.gguf")) and process.poll() is None and time.monotonic() < end:

@@ -42,8 +42,8 @@ def server(tmp_path: Path, model: Path) -> VllmServer:
 
 
 def gone(pid: int) -> bool:
-    """True once the process has ended, waiting up to ten seconds for it."""
-    for _ in range(100):
+    """True once the process has ended, waiting up to a minute for it."""
+    for _ in range(600):
         try:
             if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
                 return True
@@ -55,7 +55,7 @@ def gone(pid: int) -> bool:
 
 def complete(backend: Backend, max_tokens: int) -> None:
     body = json.dumps({"model": backend.served_model, "prompt": [1], "max_tokens": max_tokens}).encode()
-    urllib.request.urlopen(urllib.request.Request(f"{backend.url}/v1/completions", body), timeout=10).read()
+    urllib.request.urlopen(urllib.request.Request(f"{backend.url}/v1/completions", body), timeout=60).read()
 
 
 def test_a_server_is_up_inside_the_block_and_gone_with_all_its_processes_after(tmp_path: Path, fake_vllm: Path) -> None:

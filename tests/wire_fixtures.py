@@ -34,7 +34,7 @@ def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 
 
 async def _bounded(test: Awaitable[None]) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         await test
 
 
@@ -61,7 +61,7 @@ def call_of(index: int = 0, **changes: Any) -> Call:
 async def send(pool: Pool, call: Call) -> RequestDone:
     future: asyncio.Future[RequestDone] = asyncio.get_running_loop().create_future()
     pool.start(call, future.set_result)
-    return await asyncio.wait_for(future, 30)
+    return await asyncio.wait_for(future, 120)
 
 
 @asynccontextmanager

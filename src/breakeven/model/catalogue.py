@@ -29,6 +29,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One row: what was published of a model.
 
     `hub_id`: the id whose files these are. `also`: further names of the same shapes, such as the base model's id.
+    `base`: those of both that are known to be base models; of an id that is not there nothing is known.
     `kind`: hybrid where some layers mix tokens without softmax attention. `date`: of creation on the hub. `towers`:
     for other senses, published beside the language model and not counted. `total`: parameters of the language model,
     drafting blocks and towers apart (docs/models.md says which figure). `source`: where the configuration comes from.
@@ -36,6 +37,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     hub_id: str
     also: tuple[str, ...] = ()
+    base: tuple[str, ...] = ()
     kind: Kind
     date: str | None = None
     licence: str | None = None
@@ -54,6 +56,13 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def is_moe(self) -> bool:
         """Whether it routes."""
         return self.kind.endswith("moe")
+
+    @property
+    def answers(self) -> str:
+        """Whose weights are asked: of a model's checkpoints one that was taught to answer, where there is one."""
+        taught = [each for each in (self.hub_id, *self.also) if "/" in each and each not in self.base]
+        named = (each for each in taught if re.search(r"instruct|chat|-it$", each, re.IGNORECASE))
+        return next(named, taught[0] if taught else self.hub_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +219,27 @@ def licence_of(model: str) -> Licence | None:
         return None
     card = f"https://huggingface.co/{entry.hub_id}"
     return Licence(entry.facts.licence, entry.facts.licence_source or card)
+
+
+def base_words(model: str) -> str | None:
+    """What a person who serves `model` (short name or hub id) to people who chat has to know: that it is a base model.
+
+    None for one that was taught to answer, and for one of which neither is known: beside the catalogue's `base` only a
+    hub id says so that ends in -Base. Whether a base model has a chat template differs (Qwen's have one).
+    """
+    asked = model.strip()
+    entry = _by_key().get(asked.lower())
+    if entry is None:
+        is_base, hub_id, taught = bool(re.fullmatch(r"[\w.-]+/[\w.-]+-base", asked, re.IGNORECASE)), asked, asked
+    else:
+        ids = [] if asked.lower() == entry.name else [entry.hub_id, *entry.facts.also]
+        alike = (each for each in ids if asked.lower() in (each.lower(), each.lower().rpartition("/")[2]))
+        hub_id, taught = next(alike, entry.hub_id), entry.facts.answers
+        is_base = hub_id in entry.facts.base
+    if not is_base:
+        return None
+    said = f"{hub_id} is a base model, which was not taught to chat and may have no chat template"
+    return f"{said}; " + (f"take {taught}" if taught != hub_id else "no checkpoint of it that was is known here")
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,7 @@ class LayerKind:
 class Published:
     """What a publisher says of a model beyond its shapes. `also`: further names of the same shapes. `date`: of creation
     on the hub. `towers`: for other senses, not counted. `active_params` as published: some leave out embedding or head.
+    `base`: which of its ids are known to be base models, not taught to chat.
     """
 
     also: tuple[str, ...]
@@ -143,6 +144,7 @@ class Published:
     active_params: int | None
     active_source: str | None
     note: str | None
+    base: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +242,7 @@ def _published(facts: ModelFacts) -> Published:
         active_params=facts.active,
         active_source=facts.active_source,
         note=facts.note,
+        base=facts.base,
     )
 
 

@@ -282,6 +282,8 @@ def _published(model: Detail) -> list[str]:
         lines.append(f"Beside it, not counted: {' and '.join(facts.towers)} tower")
     if facts.also:
         lines.append(f"The same shapes: {', '.join(facts.also)}")
+    if facts.base:
+        lines.append(f"Base models, not taught to chat: {', '.join(facts.base)}")
     if facts.note:
         lines.append(f"Note: {facts.note}")
     return lines

@@ -144,7 +144,7 @@ def _row(
     rent, most = place.usd_per_month, wish.max_usd_per_month
     return HostedRow(
         model=price.model,
-        hub_id=entry.hub_id,
+        hub_id=entry.facts.answers,
         host=price.host,
         name=price.name,
         kind="moe" if shape_of(price.model).moe else "dense",

@@ -13,7 +13,7 @@ from breakeven.errors import BreakevenError
 from breakeven.forecast.model import step_model
 from breakeven.forecast.predict import points_of
 from breakeven.model.architecture import ModelSpec
-from breakeven.model.catalogue import lookup
+from breakeven.model.catalogue import base_words, lookup
 from breakeven.model.formats.named import default_format
 from breakeven.model.parts import CompressedAttention, Gqa, Mla, MoeFfn
 from breakeven.model.quality.ability import answer_tokens
@@ -92,7 +92,7 @@ def row_of(
     tokens = None if answer is None else answer.value
     return ChoiceRow(
         model=option.name,
-        hub_id=option.entry.hub_id,
+        hub_id=option.entry.facts.answers,
         kind="moe" if option.shape.moe else "dense",
         format=option.format,
         kv=option.kv,
@@ -144,6 +144,8 @@ def _notes(option: Runnable, length_source: str | None, wish: Wish) -> list[str]
         notes.append("nobody published how long its answers are, so the time of an answer is not known")
     if option.entry.facts.licence is None:
         notes.append("its licence is not known here; read it before use")
+    if (base := base_words(option.entry.facts.answers)) is not None:
+        notes.append(base)
     said = option.entry.facts.languages
     missing = [code for code in wish.languages if said and code not in said]
     if missing:
@@ -198,7 +200,7 @@ def start_lines(option: Runnable, point: PredictedPoint, place: Site, wish: Wish
     if place.engine == "vllm":
         return [_vllm(option, place, wish)]
     file = f"{option.name}-{option.format}.gguf"
-    note = f"{file}: a GGUF of {option.entry.hub_id} in {option.format}"
+    note = _of_base(option, f"{file}: a GGUF of {option.entry.facts.answers} in {option.format}")
     words = ["llama-server", "-m", file, "-c", str(wish.reserve * wish.users), "-np", str(wish.users)]
     placed = point.placed
     if placed is not None and placed.gpu_layers is not None:
@@ -222,10 +224,17 @@ def start_lines(option: Runnable, point: PredictedPoint, place: Site, wish: Wish
         lines.append(CommandLine(engine="ollama", line=ollama, note=asked))
     chip = place.profile.chip
     if chip is not None and chip.chip_class == "apple" and option.format == "Q4_K_M":
-        made_by = f"mlx_lm.convert --hf-path {option.entry.hub_id} -q --mlx-path {option.name}-4bit"
+        made_by = f"mlx_lm.convert --hf-path {option.entry.facts.answers} -q --mlx-path {option.name}-4bit"
         note = f"{option.name}-4bit: a directory in MLX's 4 bits, whose loss is another; {made_by} makes it"
-        lines.append(CommandLine(engine="mlx", line=f"mlx_lm.server --model {option.name}-4bit", note=note))
+        line = f"mlx_lm.server --model {option.name}-4bit"
+        lines.append(CommandLine(engine="mlx", line=line, note=_of_base(option, note)))
     return lines
+
+
+def _of_base(option: Runnable, note: str | None) -> str | None:
+    """`note`, and behind it that what is started is a base model, where no checkpoint of it is known to be more."""
+    said = base_words(option.entry.facts.answers)
+    return note if said is None else "; ".join(each for each in (note, said) if each)
 
 
 def _vllm(option: Runnable, place: Site, wish: Wish) -> CommandLine:
@@ -234,7 +243,7 @@ def _vllm(option: Runnable, place: Site, wish: Wish) -> CommandLine:
     published = default_format(spec, "vllm").partition("_")[0]
     made = option.format == "FP8" and published == "BF16"
     at_hub = made or published == option.format
-    model = option.entry.hub_id if at_hub else f"{option.name}-{option.format}"
+    model = option.entry.facts.answers if at_hub else f"{option.name}-{option.format}"
     words = ["vllm", "serve", model, "--max-model-len", str(wish.reserve), "--max-num-seqs", str(wish.users)]
     if place.devices > 1:
         words += ["--tensor-parallel-size", str(place.devices)]
@@ -242,5 +251,5 @@ def _vllm(option: Runnable, place: Site, wish: Wish) -> CommandLine:
         words += ["--quantization", "fp8"]
     if option.kv != "f16":
         words += ["--kv-cache-dtype", option.kv]
-    note = None if at_hub else f"{model}: a checkpoint of {option.entry.hub_id} in {option.format}"
-    return CommandLine(engine="vllm", line=shlex.join(words), note=note)
+    note = None if at_hub else f"{model}: a checkpoint of {option.entry.facts.answers} in {option.format}"
+    return CommandLine(engine="vllm", line=shlex.join(words), note=_of_base(option, note))

@@ -40,7 +40,7 @@ from breakeven.gateway.plan.origins import backend_of, candidates_of, context_of
 from breakeven.gateway.plan.write import gateway_text
 from breakeven.hardware.chips import backend_of as kernels_of
 from breakeven.hardware.described import machine_named
-from breakeven.model.catalogue import lookup
+from breakeven.model.catalogue import base_words, lookup
 from breakeven.model.resolve import is_catalogued
 from breakeven.results.cost import Api
 from breakeven.results.decision import CandidateResult, Decision
@@ -210,8 +210,12 @@ def _left(engine: ClusterEngine) -> list[str]:
     """What its nodes and its volume need."""
     file, found = f"engine-{engine.name}.yaml", engine.found
     lines = [f"{file}: nodeSelector: kubectl label node NODE breakeven/machine={engine.machine}"]
-    if (path := weights_of(found)[1]) is not None:
+    loaded, path, _ = weights_of(found)
+    if path is not None:
         lines.append(f"{file}: args: put {found.model} in {found.format} into the volume breakeven-models, as {path}")
+    # What is fetched by its id is already the checkpoint that was taught, where one is known.
+    if (said := base_words(loaded if path is None else bare(found))) is not None:
+        lines.append(f"{file}: args: {said}")
     return lines
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from breakeven.gateway.plan.origins import SLOTS
 from breakeven.hardware.placement import HOST
-from breakeven.model.catalogue import ModelFacts, find, lookup
+from breakeven.model.catalogue import find, lookup
 from breakeven.model.formats.named import default_format, kv_element_bytes
 from breakeven.model.resolve import is_catalogued, split_format
 from breakeven.results.decision import CandidateResult
@@ -101,7 +101,7 @@ def weights_of(found: CandidateResult) -> tuple[str, str | None, list[str]]:
     model, wanted = bare(found), found.format.upper()
     catalogued = is_catalogued(model)
     if found.engine == "vllm" and (catalogued or re.fullmatch(r"[\w.-]+/[\w.-]+", model)):
-        hub = _hub_id(find(model).facts) if catalogued else model
+        hub = find(model).facts.answers if catalogued else model
         own = default_format(lookup(model), "vllm").upper() if catalogued else "BF16"
         of_16_bits = {wanted, own} <= {"BF16", "F16"}
         if wanted in (own, "AS MEASURED") or of_16_bits or (wanted[:3], own[:3]) == ("FP8", "FP8"):
@@ -112,12 +112,6 @@ def weights_of(found: CandidateResult) -> tuple[str, str | None, list[str]]:
     stem = as_label(last.removesuffix(".gguf") if last.endswith(".gguf") else f"{last}-{found.format}")
     path = f"/models/{stem}{'' if found.engine == 'vllm' else '.gguf'}"
     return path, path, []
-
-
-def _hub_id(facts: ModelFacts) -> str:
-    """Whose weights answer: of a model's checkpoints one that was taught to, where its publisher has one."""
-    ids = (facts.hub_id, *facts.also)
-    return next((each for each in ids if re.search(r"instruct|chat|-it$", each, re.IGNORECASE)), facts.hub_id)
 
 
 def _vllm(engine: ClusterEngine) -> tuple[list[str], list[str]]:

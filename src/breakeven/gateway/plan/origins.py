@@ -34,6 +34,7 @@ from breakeven.gateway.plan.reach import LOCAL_ENDPOINTS, USUAL_ENDPOINTS
 from breakeven.gateway.plan.write import write_gateway
 from breakeven.gateway.swap.needs import check_local
 from breakeven.hardware.placement import AUTO, placement_of
+from breakeven.model.catalogue import base_words
 from breakeven.model.resolve import is_weight_file, split_format
 from breakeven.results.cost import Api
 from breakeven.results.decision import DECISION_SCHEMA, CandidateResult, Decision, Kind
@@ -253,6 +254,8 @@ def _notes(plan: GatewayPlan, chosen: Sequence[CandidateResult]) -> dict[str, st
             if hosted:
                 text += "\nIts key goes into an environment variable: api_key_env: PROVIDER_API_KEY, and served_model"
                 text += " is its\nprovider's name for the model."
+        if not hosted and (said := base_words(split_format(found.model)[0])) is not None:
+            text += f"\n{said}."
         notes[backend.name] = text
     return notes
 

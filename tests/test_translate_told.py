@@ -1,0 +1,192 @@
+"""Translation between the APIs, answers: field by field, errors too.
+
+They are checked against what the SDKs of OpenAI and Anthropic parse them into where these are installed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from breakeven.gateway.serve.tap import tap_for
+from breakeven.gateway.translate.chat import ChatWriter
+from breakeven.gateway.translate.messages_told import MessageWriter
+from breakeven.gateway.translate.responses_told import ResponseWriter
+from breakeven.gateway.translate.said import (
+    CHAT,
+    MESSAGES,
+    READERS,
+    RESPONSES,
+    AnswerPart,
+    AnswerSaid,
+    CannotTranslateError,
+    Json,
+)
+from breakeven.gateway.translate.table import Turned, turned_tap
+from tests.translate_fixtures import CALL, COUNTS, FACTS, HI, data_of, joined, raw, written
+
+COMPLETION: Json = {
+    "id": "chatcmpl-7",
+    "object": "chat.completion",
+    "created": 5,
+    "model": "served",
+    "choices": [
+        {
+            "index": 0,
+            "finish_reason": "tool_calls",
+            "message": {"role": "assistant", "content": "I call", "reasoning_content": "hm", "tool_calls": [CALL]},
+        }
+    ],
+    "usage": {"prompt_tokens": 20, "completion_tokens": 9},
+}
+
+
+def test_a_completion_as_a_message() -> None:
+    said = READERS[CHAT].whole(json.dumps(COMPLETION).encode())
+    assert MessageWriter({}, FACTS).whole(said, COUNTS) == {
+        "id": "msg_7",
+        "type": "message",
+        "role": "assistant",
+        "model": "served",
+        "content": [
+            {"type": "thinking", "thinking": "hm", "signature": ""},
+            {"type": "text", "text": "I call"},
+            {"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}},
+        ],
+        "stop_reason": "tool_use",
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": 16,
+            "cache_creation_input_tokens": None,
+            "cache_read_input_tokens": 4,
+            "output_tokens": 9,
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("finish", "asked", "expected"),
+    [
+        ("stop", {}, ("end_turn", None)),
+        ("length", {}, ("max_tokens", None)),
+        ("content_filter", {}, ("refusal", None)),
+        ("stop", {"stop_sequences": ["END"]}, ("stop_sequence", "END")),
+        ("stop", {"stop_sequences": ["other"]}, ("end_turn", None)),
+    ],
+)
+def test_why_it_ends(finish: str, asked: Json, expected: tuple[str, str | None]) -> None:
+    choice = {"message": {"content": "x"}, "finish_reason": finish, "stop_reason": "END"}
+    said = READERS[CHAT].whole(json.dumps({"choices": [choice]}).encode())
+    told = MessageWriter(asked, FACTS).whole(said, COUNTS)
+    assert (told["stop_reason"], told["stop_sequence"]) == expected
+
+
+def test_a_call_that_the_limit_cut_is_none_and_one_that_is_no_json_is_no_answer() -> None:
+    half = AnswerSaid([AnswerPart("text", "x"), AnswerPart("call", '{"a":', "c", "f")], "length")
+    assert [block["type"] for block in MessageWriter({}, FACTS).whole(half, COUNTS)["content"]] == ["text"]
+    with pytest.raises(CannotTranslateError, match="arguments are no JSON object"):
+        MessageWriter({}, FACTS).whole(AnswerSaid([AnswerPart("call", "[1]", "c", "f")], "calls"), COUNTS)
+
+
+def test_a_completion_as_a_response() -> None:
+    said = READERS[CHAT].whole(json.dumps(COMPLETION).encode())
+    told = ResponseWriter({"instructions": "Be kind", "temperature": 0.5}, FACTS).whole(said, COUNTS)
+    assert (told["id"], told["status"], told["instructions"], told["temperature"]) == (
+        "resp_7", "completed", "Be kind", 0.5,
+    )  # fmt: skip
+    assert [(item["type"], item["status"]) for item in told["output"]] == [
+        ("reasoning", "completed"), ("message", "completed"), ("function_call", "completed"),
+    ]  # fmt: skip
+    assert told["output"][1]["content"] == [
+        {"type": "output_text", "text": "I call", "annotations": [], "logprobs": []}
+    ]
+    assert told["output"][2]["call_id"] == "c1"
+    assert told["output"][2]["arguments"] == '{"a":1}'
+    assert told["usage"]["total_tokens"] == 29
+    assert told["store"] is False
+    cut = ResponseWriter({}, FACTS).whole(AnswerSaid([AnswerPart("text", "x")], "length"), COUNTS)
+    assert (cut["status"], cut["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+
+
+def test_a_custom_tools_call_is_a_text_again() -> None:
+    asked = {"tools": [{"type": "custom", "name": "patch"}]}
+    call = AnswerPart("call", '{"input":"*** x"}', "c", "patch")
+    item = ResponseWriter(asked, FACTS).whole(AnswerSaid([call], "calls"), COUNTS)["output"][0]
+    assert (item["type"], item["call_id"], item["input"]) == ("custom_tool_call", "c", "*** x")
+    events = data_of(written(ResponseWriter(asked, FACTS), AnswerSaid([call], "calls")))
+    done = next(event for event in events if event["type"] == "response.output_item.done")
+    assert done["item"] == item
+    assert [event["input"] for event in events if event["type"].endswith("input.done")] == ["*** x"]
+
+
+def test_a_call_without_arguments_is_json_for_a_client_of_responses() -> None:
+    for text, finish, arguments in (("", "calls", "{}"), ("", "length", ""), ('{"a"', "length", '{"a"')):
+        said = AnswerSaid([AnswerPart("call", text, "c", "f")], finish)
+        item = ResponseWriter({}, FACTS).whole(said, COUNTS)["output"][0]
+        assert item["arguments"] == arguments, "what the limit has cut is not made up"
+        events = data_of(written(ResponseWriter({}, FACTS), said))
+        assert events[-1]["response"]["output"] == [item]
+        done = [event["arguments"] for event in events if event["type"] == "response.function_call_arguments.done"]
+        deltas = [event["delta"] for event in events if event["type"] == "response.function_call_arguments.delta"]
+        assert done == ["".join(deltas)] == [arguments]
+
+
+def test_an_error_keeps_its_code_where_both_apis_have_one_and_its_words_everywhere() -> None:
+    words = "This model's maximum context length is 4096 tokens. " * 8
+    named = {"type": "invalid_request_error", "param": "input", "code": "context_length_exceeded"}
+    error = {"message": words.strip(), **named}
+    body = json.dumps({"error": error}).encode()
+    told = {}
+    for endpoint, asked in ((RESPONSES, {"input": "hi"}), (MESSAGES, {"max_tokens": 1, "messages": [HI]})):
+        turned = Turned(endpoint, CHAT, raw({"model": "m", **asked}))
+        tap = turned_tap(tap_for(CHAT, b"identity", streams=False, drop_usage=False), turned, "i", 5, 400)
+        told[endpoint] = json.loads(tap.feed(body) + tap.rest())
+    assert told[RESPONSES] == {"error": error}
+    assert told[MESSAGES]["error"] == {"type": "invalid_request_error", "message": words.strip()}
+
+
+def every_answer() -> Iterator[tuple[list[AnswerPart], str]]:
+    call = [
+        AnswerPart("call", '{"a"', "c0", "f", 0),
+        AnswerPart("call", ":1}", at=0),
+        AnswerPart("call", "{}", "c1", "patch", 1),
+    ]
+    yield [AnswerPart("text", "x")], "stop"
+    yield [AnswerPart("thought", "hm"), AnswerPart("text", "x"), AnswerPart("text", "y")], "length"
+    yield [AnswerPart("thought", "hm"), *call], "calls"
+    yield [AnswerPart("refusal", "no")], "filter"
+
+
+def strict(value: Any, adapter: Any) -> None:
+    adapter.validate_json(json.dumps(value), strict=True)
+
+
+def test_anthropics_own_types_take_our_messages() -> None:
+    types = pytest.importorskip("anthropic.types", reason="anthropic is not installed")
+    from pydantic import TypeAdapter
+
+    events, whole = TypeAdapter(types.RawMessageStreamEvent), TypeAdapter(types.Message)
+    for parts, finish in every_answer():
+        for event in data_of(written(MessageWriter({}, FACTS), AnswerSaid(parts, finish))):
+            strict(event, events)
+        strict(MessageWriter({}, FACTS).whole(AnswerSaid(joined(parts), finish), COUNTS), whole)
+
+
+def test_openais_own_types_take_our_responses_and_completions() -> None:
+    responses = pytest.importorskip("openai.types.responses", reason="openai is not installed")
+    chat = pytest.importorskip("openai.types.chat", reason="openai is not installed")
+    from pydantic import TypeAdapter
+
+    events, whole = TypeAdapter(responses.ResponseStreamEvent), TypeAdapter(responses.Response)
+    chunk, completion = TypeAdapter(chat.ChatCompletionChunk), TypeAdapter(chat.ChatCompletion)
+    asked = {"tools": [{"type": "custom", "name": "patch"}]}
+    for parts, finish in every_answer():
+        for event in data_of(written(ResponseWriter(asked, FACTS), AnswerSaid(parts, finish))):
+            strict(event, events)
+        strict(ResponseWriter(asked, FACTS).whole(AnswerSaid(joined(parts), finish), COUNTS), whole)
+        for event in data_of(written(ChatWriter({}, FACTS), AnswerSaid(parts, finish))):
+            strict(event, chunk)
+        strict(ChatWriter({}, FACTS).whole(AnswerSaid(joined(parts), finish), COUNTS), completion)
