@@ -309,6 +309,56 @@ def test_an_alarm_of_imbalance_ends_with_what_it_tells_of() -> None:
     assert found.watched == {"imbalance": False}
 
 
+def alarms_of(one: SeenExperts, rng: np.random.Generator, p_LE: NDArray[np.float64], what: str) -> list[bool]:
+    """Whether there is an alarm of `what`, as it changes over five days of the same traffic."""
+    found = [False]
+    for day in range(5):
+        for k in range(80):
+            at_s = (20_000 + day + (k + 0.5) / 80) * DAY_S
+            one.add(range(LAYERS), request(rng, p_LE), tokens=60, at_s=at_s)
+            if (passed := told(one, at_s).watched[what]) != found[-1]:
+                found.append(passed)
+    return found
+
+
+def test_an_alarm_of_imbalance_does_not_end_and_begin_with_every_day() -> None:
+    busy = np.array([[0.43, *[0.57 / 7] * 7]] * LAYERS)
+    for study in range(4):
+        assert alarms_of(seen(imbalance=3.0), np.random.default_rng(study), busy, "imbalance") == [False, True]
+
+
+def test_an_alarm_of_drift_does_not_end_and_begin_with_every_day() -> None:
+    moved = np.array([[0.34, *[0.66 / 7] * 7]] * LAYERS)
+    for study in range(4):
+        one, rng = seen(drift=0.05), np.random.default_rng(study)
+        for day in range(-9, 0):
+            day_of(one, rng, even(), day)
+        assert alarms_of(one, rng, moved, "drift") == [False, True]
+
+
+def test_an_alarm_of_drift_ends_with_what_it_tells_of() -> None:
+    moved = np.array([[0.45, *[0.55 / 7] * 7]] * LAYERS)
+    one, rng = seen(drift=0.1), np.random.default_rng(1)
+    for day in (-3, -2, -1):
+        day_of(one, rng, even(), day)
+    day_of(one, rng, moved, 0)
+    assert told(one).watched == {"drift": True}
+    day_of(one, rng, even(), 1)
+    assert told(one, NOON + DAY_S).watched == {"drift": False}
+
+
+def test_where_little_comes_an_alarm_of_imbalance_ends_too() -> None:
+    moved = np.array([[0.5, *[0.5 / 7] * 7]] * LAYERS)
+    one, rng = seen(imbalance=3.0), np.random.default_rng(1)
+    day_of(one, rng, moved, -20, n=300)
+    assert told(one, NOON - 20 * DAY_S).watched == {"imbalance": True}
+    for day in range(-14, 1):
+        day_of(one, rng, even(), day, n=4)
+    found = told(one)
+    assert found.imbalance > 3.0  # of all days
+    assert found.watched == {"imbalance": False}
+
+
 def test_another_model_begins_anew_and_says_so() -> None:
     one = seen()
     one.add([0], [[3, 1]], tokens=2, at_s=NOON)

@@ -18,9 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
+from experts_seen_fixtures import backend_seen
 from gateway_experts_fixtures import CHAT, COUNTED, TEXT, Line, document, line, own_cache
 from gateway_serve_fixtures import Gateway, ask, question, serving, wait
 from gateway_swap_fixtures import described
@@ -342,6 +344,28 @@ def test_what_nobody_foresaw_costs_one_request(line: Line, capsys: pytest.Captur
 
     asyncio.run(watched(line, scenario))
     assert capsys.readouterr().err.count("RuntimeError") == 1
+
+
+def test_an_alarm_is_said_when_it_begins_also_beside_another(
+    line: Line, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(w: Watching) -> None:
+        busy, moved = "layer 1's expert 2 takes 5 times the mean", "30.0% of choices go elsewhere"
+
+        def said(*alarms: str) -> str:
+            watched = {"imbalance": busy in alarms, "drift": moved in alarms}
+            found = msgspec.structs.replace(backend_seen("b", 2, 4, 2), alarms=list(alarms), watched=watched)
+            monkeypatch.setattr(w.part, "report", lambda _: [found])
+            w.part._tell()
+            return capsys.readouterr().err
+
+        assert busy in said(busy)
+        assert said(busy) == ""
+        assert moved in said(busy, moved)
+        assert said(busy, moved) == said(busy) == ""
+        assert moved in said(busy, moved)
+
+    asyncio.run(watched(line, scenario))
 
 
 def test_what_is_seen_is_saved_while_it_goes_on(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,7 +160,7 @@ class BackendLook:
     """A backend that is looked at: its sums, and the second process where there is one.
 
     `changed`: there is something to save; `touched`: there was, or some were skipped. `trouble`: why it cannot be
-    looked at as asked; empty: nothing. `alarmed`: a bound is passed, which was said.
+    looked at as asked; empty: nothing. `alarmed`: bounds that are passed, which was said.
     """
 
     def __init__(
@@ -179,7 +179,8 @@ class BackendLook:
             imbalance=experts.imbalance,
             drift=experts.drift,
         ).resume(self.path)
-        self.changed = self.touched = self.alarmed = False
+        self.changed = self.touched = False
+        self.alarmed: set[str] = set()
         self.trouble = ""
         self.cpu_s = self.load_cpu_s = 0.0
         self._reads, self._read_s = 0, 0.0

@@ -203,12 +203,13 @@ class ExpertsWatch:
                 await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _tell(self) -> None:
-        """An alarm is said once, when it begins."""
+        """An alarm is said once, when it begins; those that go on beside it are said with it."""
         for each in self.report(time.time()):
             look = self._looks[each.backend]
-            if each.alarms and not look.alarmed:
+            passed = {what for what, is_so in each.watched.items() if is_so}
+            if not passed <= look.alarmed:
                 complain(f"experts of {each.backend}: {'; '.join(each.alarms)}")
-            look.alarmed = bool(each.alarms)
+            look.alarmed = passed
 
     def _close(self) -> None:
         for note, file, _ in self._line:
