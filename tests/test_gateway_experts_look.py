@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -37,7 +38,7 @@ from breakeven.gateway.experts.hand import FULL, NOT_IN_STREAMS, Handed, Handing
 from breakeven.gateway.experts.kept import path_of, read_kept
 from breakeven.gateway.experts.look import EngineTime
 from breakeven.gateway.experts.watch import LINE_FULL, MOST_WAITING, ExpertsWatch
-from breakeven.gateway.plan.experts import ExpertsPlan
+from breakeven.gateway.plan.experts import ExpertsPlan, shape_of
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, LocalPlan
 from breakeven.gateway.swap.effects import EngineLoaded
 from breakeven.wire.behaviours import whole
@@ -586,13 +587,30 @@ def test_an_answer_without_routing_says_what_to_do_where_something_can_be_done(
     ],
 )
 def test_a_model_of_the_catalogue_is_known_by_its_hub_id_without_a_network(model: str | None, told: bool) -> None:
-    shape = look._shape_of(model)
-    assert shape == ((48, 8, 128, 48) if told else (None, None, None, None))
+    assert shape_of(model) == ((tuple(range(48)), 8, 128, 48) if told else (None, None, None, None))
 
 
 def test_of_a_model_with_dense_layers_all_are_counted() -> None:
-    shape = look._shape_of("deepseek-ai/DeepSeek-V3")
-    assert (shape.layers, shape.all_layers) == (58, 61)
+    shape = shape_of("deepseek-ai/DeepSeek-V3")
+    assert (shape.layers, shape.all_layers) == (tuple(range(3, 61)), 61)
+
+
+@pytest.mark.parametrize("model", [None, "olmoe-1b-7b"])
+def test_how_many_experts_there_are_is_told_or_said_not_to_be(line: Line, model: str | None) -> None:
+    plan = BackendPlan(name="far", url="http://127.0.0.1:1/v1", model=model, experts=ExpertsPlan())
+    part = ExpertsWatch(GatewayPlan(path=None, backends=(plan,)), line[2])
+    part.counted("far", [0], np.array([[3, 1]]), 4)
+    (found,) = part.report(time.time())
+    assert found.n_experts == (2 if model is None else 64)
+    assert len(found.layers[0].shares) == found.n_experts
+    assert any("name the backend's `model:`" in text for text in found.caveats) is (model is None)
+
+
+def test_no_more_of_a_returned_routing_is_counted_than_is_asked_for() -> None:
+    plan = BackendPlan(name="far", url="http://127.0.0.1:1/v1", engine="vllm")
+    one = look.BackendLook(plan, ExpertsPlan(observe=1.0, tokens=7), Reader, lambda: 0.0)  # type: ignore[arg-type]
+    body = json.dumps({"choices": [{"index": 0, "routed_experts": routing(10)}]}).encode()
+    assert one.looked_at(Handed(backend="far", endpoint=CHAT), b"", body, None, "").tokens == 7
 
 
 def test_the_routing_of_no_token_is_no_trouble() -> None:

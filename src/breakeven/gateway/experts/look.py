@@ -31,7 +31,7 @@ from breakeven.gateway.experts.kept import path_of
 from breakeven.gateway.experts.report import BackendExperts
 from breakeven.gateway.experts.returned import choices_of
 from breakeven.gateway.experts.tally import SeenExperts
-from breakeven.gateway.plan.experts import RETURN_FLAG, ExpertsPlan, known_spec, routing_layers, seen_by
+from breakeven.gateway.plan.experts import RETURN_FLAG, ExpertsPlan, RoutedShape, seen_by, shape_of
 from breakeven.gateway.plan.model import BackendPlan
 from breakeven.gateway.swap.effects import EngineLoaded
 
@@ -84,15 +84,6 @@ class _Completion(msgspec.Struct):
 
 class _Rendered(msgspec.Struct):
     prompt: str
-
-
-class _Shape(NamedTuple):
-    """Layers that route, experts a token, experts, and layers in all of a model; None: not known."""
-
-    layers: int | None = None
-    per_token: int | None = None
-    n_experts: int | None = None
-    all_layers: int | None = None
 
 
 class EngineTime:
@@ -189,7 +180,7 @@ class BackendLook:
         self._reader: RoutingReader | None = None
         self._weights: Path | None = None
         self._used_s = self._retry_s = 0.0
-        self._shape: _Shape | None = None
+        self._shape: RoutedShape | None = None
         self._counting, self._saving = threading.Lock(), threading.Lock()
         self._busy = False
         """The second process reads, or comes up."""
@@ -205,10 +196,26 @@ class BackendLook:
     def report(self, now_s: float) -> BackendExperts | None:
         """What was seen; None: nothing yet."""
         found = self.seen.report(now_s)
-        if found is None or not self.load_cpu_s:
-            return found
-        told = f"Loading its weights to look at them took {self.load_cpu_s:.2g} s of CPU, which its share leaves out."
-        return msgspec.structs.replace(found, caveats=[*found.caveats, told])
+        if found is None:
+            return None
+        told = []
+        if found.layers and self.source != "observed" and self.shape.n_experts is None:
+            told.append(
+                f"That a layer has {found.n_experts} experts is the highest number seen and one: those above it that "
+                "nothing reached are not known of; name the backend's `model:`, one known here."
+            )
+        if self.load_cpu_s:
+            told.append(
+                f"Loading its weights to look at them took {self.load_cpu_s:.2g} s of CPU, which its share leaves out."
+            )
+        return msgspec.structs.replace(found, caveats=[*found.caveats, *told])
+
+    @property
+    def shape(self) -> RoutedShape:
+        """Of the model that the backend names."""
+        if self._shape is None:
+            self._shape = shape_of(self.plan.model)
+        return self._shape
 
     @contextlib.contextmanager
     def own_time(self) -> Iterator[None]:
@@ -314,10 +321,8 @@ class BackendLook:
             return found
 
     def _returned(self, answer: bytes) -> RoutedRequest:
-        if self._shape is None:
-            self._shape = _shape_of(self.plan.model)
         try:
-            found = choices_of(answer, **self._shape._asdict())
+            found = choices_of(answer, **self.shape._asdict(), most_tokens=self.experts.tokens)
         except UserError as error:
             self.trouble = one_line(f"the routing it returns cannot be read: {error}", MOST_TROUBLE)
             raise SkippedError(UNREADABLE) from None
@@ -384,12 +389,3 @@ def _prompt_of(asked: bytes) -> str:
     if not isinstance(prompt, str):
         raise SkippedError(NOT_TEXT)
     return prompt
-
-
-def _shape_of(model: str | None) -> _Shape:
-    """Of a model whose shape is known without a network."""
-    spec = known_spec(model)
-    routing = routing_layers(spec)
-    if spec is None or not routing:
-        return _Shape()
-    return _Shape(len(routing), routing[0].n_experts_per_token, routing[0].n_experts, len(spec.layers))

@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from breakeven.engines.inside.routed import RoutingReader
 from breakeven.errors import complain
 from breakeven.gateway.experts.hand import LOST, Handed, contents, received
@@ -98,6 +100,8 @@ class ExpertsWatch:
         """What an engine counted since the poller's last look, where nothing finer is asked for."""
         look = self._looks.get(backend)
         if look is not None and look.source == "counted":
+            unseen = max(0, (look.shape.n_experts or 0) - choices_LE.shape[1])  # a page may leave out what is 0
+            choices_LE = np.pad(choices_LE, ((0, 0), (0, unseen)))
             look.seen.add(layers, choices_LE, tokens=tokens, at_s=time.time())
             look.changed = True
 
