@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from breakeven.forecast.routing import read_routing
 from breakeven.gateway.experts.gathered import DAY_S, DAYS, MOST_NAMES, OTHER
 from breakeven.gateway.experts.kept import path_of, read_kept
-from breakeven.gateway.experts.report import BackendExperts
+from breakeven.gateway.experts.report import BackendExperts, Source
 from breakeven.gateway.experts.tally import DEAD_FROM, SeenExperts
 
 NOON = 20_000 * DAY_S + DAY_S / 2
@@ -441,7 +441,7 @@ def test_predict_reads_what_is_kept(tmp_path: Path) -> None:
     assert read_routing(tmp_path / "experts.json") == [[1.0, 0.5, 0, 0], [0.5] * 4]
 
 
-@pytest.mark.parametrize("broken", ["", "{", "[]", '{"schema": "x"}', "cut", "sums", "shape"])
+@pytest.mark.parametrize("broken", ["", "{", "[]", '{"schema": "x"}', "cut", "sums", "shape", "version"])
 def test_a_broken_file_begins_anew(tmp_path: Path, broken: str) -> None:
     one, path = seen(), tmp_path / "experts.json"
     one.add([0], [[3, 1]], tokens=2, at_s=NOON)
@@ -452,6 +452,8 @@ def test_a_broken_file_begins_anew(tmp_path: Path, broken: str) -> None:
     elif broken == "shape":
         kept = json.loads(whole)
         broken = json.dumps({**kept, "layers": [*kept["layers"], {"layer": 9, "frequencies": []}]})
+    elif broken == "version":
+        broken = json.dumps({**json.loads(whole), "schema": "breakeven.experts-kept/2"})
     path.write_text(whole[: len(whole) // 2] if broken == "cut" else broken)
     again = SeenExperts("moe", "toy", "observed").resume(path)
     assert again.report(NOON) is None
@@ -479,8 +481,16 @@ def test_another_model_s_file_is_left(tmp_path: Path) -> None:
     one, path = seen(), tmp_path / "experts.json"
     one.add([0], [[3, 1]], tokens=2, at_s=NOON)
     one.save(path)
-    for name, model in (("moe", "other"), ("dense", "toy")):
-        assert SeenExperts(name, model, "observed").resume(path).report(NOON) is None
+    others: tuple[tuple[str, str, Source], ...] = (
+        ("moe", "other", "observed"),
+        ("dense", "toy", "observed"),
+        ("moe", "toy", "returned"),
+    )
+    for name, model, source in others:
+        again = SeenExperts(name, model, source).resume(path)
+        assert again.report(NOON) is None
+        again.add([0], [[3, 1]], tokens=2, at_s=NOON)
+        assert any("is of toy at moe, observed, so counting began anew" in text for text in told(again).caveats)
     assert SeenExperts("moe", "toy", "observed").resume(tmp_path / "none.json").report(NOON) is None
 
 

@@ -396,6 +396,30 @@ def test_what_is_seen_is_saved_while_it_goes_on(line: Line, monkeypatch: pytest.
     assert kept.skipped == {FULL: 1}, "the end saves all"
 
 
+def test_two_gateways_that_keep_one_file_are_told(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = BackendPlan(name="far", url="http://127.0.0.1:1/v1", model="olmoe-1b-7b")
+    one, other = (
+        look.BackendLook(plan, ExpertsPlan(observe=1.0), Reader, lambda: 0.0)  # type: ignore[arg-type]
+        for _ in range(2)
+    )
+
+    def told(each: look.BackendLook) -> bool:
+        each.seen.add([0], [[3, 1]], tokens=2, at_s=1e9)
+        each.save(each.copied())
+        found = each.report(1e9)
+        assert found is not None
+        return any("Another gateway writes experts-far.json" in text for text in found.caveats)
+
+    assert [told(one), told(one)] == [False, False], "it is its own"
+    assert told(other)
+    assert told(one)
+    assert told(one)
+    assert capsys.readouterr().err.count("Another gateway writes") == 2
+    one.path.unlink()
+    again = look.BackendLook(plan, ExpertsPlan(observe=1.0), Reader, lambda: 0.0)  # type: ignore[arg-type]
+    assert not told(again)
+
+
 def test_what_waits_at_the_end_is_counted(line: Line) -> None:
     async def scenario(w: Watching) -> None:
         w.give(chat())

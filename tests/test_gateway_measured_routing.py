@@ -129,6 +129,11 @@ def broken() -> None:
     keep(exact(uneven())).write_bytes(b'{"schema": "breakeven.experts-kept/1", ')
 
 
+def other_version() -> None:
+    path = keep(exact(uneven()))
+    path.write_bytes(path.read_bytes().replace(b"breakeven.experts-kept/1", b"breakeven.experts-kept/2"))
+
+
 def no_shares() -> None:
     path = keep(exact(uneven()))
     file = json.loads(path.read_bytes())
@@ -141,7 +146,8 @@ def a_directory() -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [other_model, other_layers, more_experts, other_experts_a_token, broken, no_shares, a_directory]
+    "spoil",
+    [other_model, other_layers, more_experts, other_experts_a_token, broken, other_version, no_shares, a_directory],
 )
 def test_a_file_that_does_not_fit_is_said_in_one_line_and_left(
     spoil: Callable[[], None], capsys: pytest.CaptureFixture[str]

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from breakeven.engines.backend import open_url
 from breakeven.engines.inside.routed import RoutingReader
-from breakeven.errors import BreakevenError, UserError, one_line
+from breakeven.errors import BreakevenError, UserError, complain, one_line
 from breakeven.gateway.experiment.answer import read
 from breakeven.gateway.experts.hand import CHAT, NOT_IN_STREAMS, Handed, engine_behind
-from breakeven.gateway.experts.kept import path_of
+from breakeven.gateway.experts.kept import KeptFile, path_of
 from breakeven.gateway.experts.report import BackendExperts
 from breakeven.gateway.experts.returned import choices_of
 from breakeven.gateway.experts.tally import SeenExperts
@@ -170,6 +170,7 @@ class BackendLook:
             imbalance=experts.imbalance,
             drift=experts.drift,
         ).resume(self.path)
+        self._file = KeptFile(self.path)
         self.changed = self.touched = False
         self.alarmed: set[str] = set()
         self.trouble = ""
@@ -204,6 +205,8 @@ class BackendLook:
                 f"That a layer has {found.n_experts} experts is the highest number seen and one: those above it that "
                 "nothing reached are not known of; name the backend's `model:`, one known here."
             )
+        if self._file.disputed:
+            told.append(self._file.disputed)
         if self.load_cpu_s:
             told.append(
                 f"Loading its weights to look at them took {self.load_cpu_s:.2g} s of CPU, which its share leaves out."
@@ -240,8 +243,13 @@ class BackendLook:
     def save(self, seen: SeenExperts) -> None:
         """Keep it, from any thread: of many experts it takes seconds to pack."""
         with self._saving, self.own_time():
+            if self._closed and seen is not self.seen:
+                return  # the end has saved more
+            if self._file.look():
+                complain(f"experts of {self.plan.name}: {self._file.disputed}")
             try:
                 seen.save(self.path)
+                self._file.written()
             except (OSError, UserError) as error:
                 self.changed = True
                 self.trouble = one_line(f"what was seen of its experts cannot be saved: {error}", MOST_TROUBLE)

@@ -312,11 +312,18 @@ class SeenExperts:
             )
 
     def resume(self, path: Path) -> Self:
-        """Go on from what was kept there of this backend; of another model, or broken, it is left."""
+        """Go on from what was kept there of this backend; of another model, or broken, it is left, and that is said."""
         try:
             kept = read_kept(path)
-            if kept is not None and (kept.backend, kept.model, kept.source) == (self.backend, self.model, self.source):
+            if kept is None:
+                return self
+            if (kept.backend, kept.model, kept.source) == (self.backend, self.model, self.source):
                 self._seen, self.skipped = unpacked(kept), kept.skipped
+            else:
+                self._note = (
+                    f"What {path.name} kept is of {kept.model or 'a model without a name'} at {kept.backend}, "
+                    f"{kept.source}, so counting began anew."
+                )
         except (OSError, ValueError):
             self._note = f"What was seen before could not be read from {path.name}, so counting began anew."
         return self
