@@ -233,6 +233,7 @@ def test_days_go_and_the_clock_is_believed(tmp_path: Path) -> None:
     assert len(days()) == DAYS
     one.add([0], [[3, 1]], tokens=2, at_s=NOON)  # it was 39 days fast
     assert days() == {20_000}
+    assert told(one).until_s == NOON
     assert told(one).tokens == 82
 
 

@@ -284,6 +284,14 @@ def test_who_wants_to_hear_of_experts_does(poller: tuple[Poller, Heard]) -> None
     assert made.expert_load == {"moe": [6.0, 8.0], "other": [6.0, 8.0]}
 
 
+def test_an_engine_that_does_not_tell_any_more_has_no_load(poller: tuple[Poller, Heard]) -> None:
+    made, _ = poller
+    asyncio.run(look(made, "other", page_of([[5, 5]], NAME)))
+    assert made.expert_load == {"other": [5.0, 5.0]}
+    asyncio.run(look(made, "other", "vllm:num_requests_running 2\n"))
+    assert made.expert_load == {}
+
+
 def test_a_page_too_long_for_experts_is_said_until_it_is_not(poller: tuple[Poller, Heard]) -> None:
     made, heard = poller
     long = "vllm:num_requests_running 2\n" + (NAME + '{expert="1"} 1\n') * (MOST_LINES + MOST_EXPERT_LINES + 1)

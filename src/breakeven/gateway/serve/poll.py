@@ -151,6 +151,7 @@ class Poller:
         self.troubles.pop(name, None)
         if name in self._counted:
             self._look_for_counters(page, name)
+        self.expert_load.pop(name, None)  # of an engine that does not tell any more it would stand for ever
         if told is None:
             return
         if load := expert_load(told):
