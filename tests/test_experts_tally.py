@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from breakeven.forecast.routing import read_routing
+from breakeven.errors import UserError
+from breakeven.forecast.routing import MIN_TOKENS, read_routing
 from breakeven.gateway.experts.gathered import DAY_S, DAYS, MOST_NAMES, OTHER
 from breakeven.gateway.experts.kept import path_of, read_kept
 from breakeven.gateway.experts.report import BackendExperts, Source
@@ -437,9 +438,15 @@ def test_skipped_requests_alone_are_told() -> None:
 
 def test_predict_reads_what_is_kept(tmp_path: Path) -> None:
     one = seen()
-    one.add([4, 5], [[6, 2, 0, 0], [2, 2, 2, 2]], tokens=4, at_s=NOON)
-    one.save(tmp_path / "experts.json")
-    assert read_routing(tmp_path / "experts.json") == [[1.0, 0.5, 0, 0], [0.5] * 4]
+    path = tmp_path / "experts.json"
+    choices_LE = np.array([[6, 2, 0, 0], [2, 2, 2, 2]]) * (MIN_TOKENS // 4)
+    one.add([4, 5], choices_LE - [[3, 1, 0, 0], [1, 1, 1, 1]], tokens=MIN_TOKENS - 2, at_s=NOON)
+    one.save(path)
+    with pytest.raises(UserError, match="9,998 tokens that a gateway saw"):
+        read_routing(path)
+    one.add([4, 5], [[3, 1, 0, 0], [1, 1, 1, 1]], tokens=2, at_s=NOON)
+    one.save(path)
+    assert read_routing(path) == [[1.0, 0.5, 0, 0], [0.5] * 4]
 
 
 @pytest.mark.parametrize("broken", ["", "{", "[]", '{"schema": "x"}', "cut", "sums", "shape", "version"])

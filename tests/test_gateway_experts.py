@@ -391,7 +391,7 @@ def test_a_document_without_its_end_is_no_answer_to_be_read_again(line: Line, st
         lane.looking = looking_at(
             replace(lane.plan, url=None, engine=None, local=LocalPlan(model="x.gguf"), experts=experts)
         )
-        world.ask(**({"stream": True} if streams else {}))
+        world.ask(stream=streams)
         sink = world.backend.asked[-1].sink
         sink.on_head(200, [(b"content-type", b"text/event-stream" if streams else b"application/json")])
         event = b'data: {"choices": [{"delta": {"content": "%b"}}]}\n\n' % (b"x" * 2**10)

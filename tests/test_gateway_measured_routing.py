@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from breakeven.forecast.routing import MIN_TOKENS
 from breakeven.gateway.experts.kept import path_of
 from breakeven.gateway.experts.report import Source
 from breakeven.gateway.experts.tally import SeenExperts
 from breakeven.gateway.plan.experts import ExpertsPlan
 from breakeven.gateway.plan.model import BackendPlan
-from breakeven.gateway.route.build import MIN_TOKENS, table_of
+from breakeven.gateway.route.build import table_of
 from breakeven.gateway.route.speed import SpeedTable
 
 MODEL, LAYERS, EXPERTS, PER_TOKEN = "qwen3-30b-a3b", 48, 128, 8
