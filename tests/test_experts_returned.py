@@ -60,6 +60,8 @@ USAGE = {"prompt_tokens": 9, "completion_tokens": 6, "total_tokens": 15}
 """The last token that is generated is not routed."""
 SPARSE = np.concatenate([np.zeros((14, 1, 2), np.int64), BOTH], axis=1)
 """With a place for a dense layer, as both engines keep one."""
+BLOCKS = range(1, 4)
+"""Numbers of those that route."""
 FLAT = b64(BOTH.astype("<i4").tobytes())
 
 
@@ -105,15 +107,16 @@ WAYS = {
 }
 
 
-FLAT_WITH_DENSE = ("a dense layer, flat", "a stream whose usage follows")
+WITH_DENSE = ("a dense layer", "a dense layer, flat", "a stream whose usage follows")
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_packing_says_the_same(way: str) -> None:
-    all_layers = 4 if way in FLAT_WITH_DENSE else 3
-    found = choices_of(WAYS[way], layers=3, per_token=2, n_experts=8, all_layers=all_layers)
+    all_layers = 4 if way in WITH_DENSE else 3
+    layers = BLOCKS if way in WITH_DENSE else range(3)
+    found = choices_of(WAYS[way], layers=layers, per_token=2, n_experts=8, all_layers=all_layers)
     assert found is not None
-    assert (found.layers, found.tokens) == ([0, 1, 2], 14)
+    assert (found.layers, found.tokens) == (list(layers), 14)
     assert (found.choices_LE == counted(BOTH, 8)).all()
     assert found.choices_LE.dtype == np.int64
 
@@ -122,7 +125,7 @@ def test_of_a_model_that_is_not_known_the_largest_number_tells() -> None:
     ids = routed(40, 3, 2, 6)
     found = choices_of(answer(npy(SPARSE)))
     assert found is not None
-    assert found.layers == [0, 1, 2]
+    assert found.layers == list(BLOCKS)
     made = choices_of(answer(npy(ids)))
     assert made is not None
     assert made.choices_LE.shape == (3, 6)
@@ -140,7 +143,7 @@ def test_of_a_model_that_is_not_known_the_largest_number_tells() -> None:
     ],
 )
 def test_an_answer_without_any_says_nothing(body: bytes) -> None:
-    assert choices_of(body, layers=3, per_token=2, n_experts=8) is None
+    assert choices_of(body, layers=range(3), per_token=2, n_experts=8) is None
 
 
 def header(shape: str, descr: str = "'|u1'", fortran: str = "False") -> bytes:
@@ -198,7 +201,7 @@ BROKEN: dict[str, tuple[object, str]] = {
 @pytest.mark.parametrize(("returned", "why"), BROKEN.values(), ids=BROKEN)
 def test_what_is_no_routing_of_the_model_is_refused_in_one_line(returned: object, why: str) -> None:
     with pytest.raises(UserError) as caught:
-        choices_of(answer(returned), layers=3, per_token=2, n_experts=8)
+        choices_of(answer(returned), layers=range(3), per_token=2, n_experts=8)
     assert why in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -212,6 +215,25 @@ def test_an_answer_that_is_cut_or_too_long_is_refused() -> None:
         choices_of(answer(npy(BOTH), prompt_routed_experts=BOTH[:, :2].tolist()))
 
 
+def test_layers_bear_the_models_numbers_also_where_dense_ones_have_no_place() -> None:
+    found = choices_of(answer(npy(BOTH)), layers=(3, 4, 5), per_token=2, n_experts=8, all_layers=6)
+    assert found is not None
+    assert found.layers == [3, 4, 5]
+    assert (found.choices_LE == counted(BOTH, 8)).all()
+
+
+@pytest.mark.parametrize("most", [1, 8, 9, 10, 13, 14, 99])
+def test_no_more_tokens_are_counted_than_are_asked_for(most: int) -> None:
+    for way in ("nested, the prompt apart", "npy", "a dense layer, flat"):
+        layers = BLOCKS if way in WITH_DENSE else range(3)
+        found = choices_of(
+            WAYS[way], layers=layers, per_token=2, n_experts=8, all_layers=max(layers) + 1, most_tokens=most
+        )
+        assert found is not None
+        assert found.tokens == min(most, 14)
+        assert (found.choices_LE == counted(BOTH[:most], 8)).all()
+
+
 def test_a_shape_that_nobody_tells_needs_a_model() -> None:
     with pytest.raises(UserError, match="model:"):
         choices_of(answer(FLAT))
@@ -222,9 +244,15 @@ def test_a_shape_that_nobody_tells_needs_a_model() -> None:
 def test_one_expert_a_token_and_dense_layers_need_a_model_to_be_told_apart() -> None:
     ids = routed(30, 2, 1, 4)
     with_dense = np.concatenate([np.zeros((30, 1, 1), np.int64), ids], axis=1)
-    found = choices_of(answer(npy(with_dense)), layers=2, per_token=1, n_experts=4)
+    found = choices_of(answer(npy(with_dense)), layers=(1, 2), per_token=1, n_experts=4)
     assert found is not None
+    assert found.layers == [1, 2]
     assert (found.choices_LE == counted(ids, 4)).all()
+    # Of a few tokens a layer that routes may have taken expert 0 alone, as a dense one seems to.
+    with_dense[:, 2] = 0
+    found = choices_of(answer(npy(with_dense)), layers=(1, 2), per_token=1, n_experts=4)
+    assert found is not None
+    assert (found.layers, found.choices_LE[1].tolist()) == ([1, 2], [30, 0, 0, 0])
     for routing in (with_dense, ids):
         with pytest.raises(UserError, match="model:"):
             choices_of(answer(npy(routing)))
@@ -232,7 +260,7 @@ def test_one_expert_a_token_and_dense_layers_need_a_model_to_be_told_apart() -> 
 
 @pytest.mark.parametrize("returned", ["", [], npy(BOTH[:0]), packed(BOTH[:0])])
 def test_routing_of_no_token_is_none_and_no_mistake(returned: object) -> None:
-    found = choices_of(answer(returned), layers=3, per_token=2, n_experts=8)
+    found = choices_of(answer(returned), layers=range(3), per_token=2, n_experts=8)
     assert found is not None
     assert (found.layers, found.tokens) == ([], 0)
 
@@ -240,7 +268,7 @@ def test_routing_of_no_token_is_none_and_no_mistake(returned: object) -> None:
 def test_usage_is_no_shape_but_may_contradict_it() -> None:
     ids = routed(60, 4, 2, 8)
     flat = b64(ids.astype("<i4").tobytes())
-    model = {"layers": 4, "per_token": 2, "n_experts": 8, "all_layers": 4}
+    model: dict[str, Any] = {"layers": range(4), "per_token": 2, "n_experts": 8, "all_layers": 4}
     choice = {"index": 0, "message": {"content": "yes"}, "meta_info": {"routed_experts": flat}}
     usage = {"prompt_tokens": 50, "completion_tokens": 71}  # 120 routed tokens, as of two layers
     with pytest.raises(UserError, match="60 tokens of 4 layers"):
@@ -277,8 +305,10 @@ def test_what_was_packed_is_what_is_counted(
     body = answer(value, usage=usage)
     if data.draw(st.booleans()):
         body = streamed({"choices": [{"index": 0, "routed_experts": value}]}, {"choices": [], "usage": usage})
-    found = choices_of(body, layers=layers, per_token=per_token, n_experts=n_experts, all_layers=layers + dense)
+    numbers = range(dense, dense + layers)
+    found = choices_of(body, layers=numbers, per_token=per_token, n_experts=n_experts, all_layers=layers + dense)
     assert found is not None
+    assert found.layers == list(numbers)
     assert (found.choices_LE == counted(ids, n_experts)).all()
     assert found.tokens == tokens
     assert int(found.choices_LE.sum()) == tokens * layers * per_token
@@ -292,7 +322,7 @@ def test_no_bytes_make_it_fall_over(junk: bytes, way: str) -> None:
         "npy": answer(b64(b"\x93NUMPY\x01\x00" + junk)),
     }[way]
     try:
-        found = choices_of(body, layers=3, per_token=2, n_experts=8)
+        found = choices_of(body, layers=range(3), per_token=2, n_experts=8)
     except UserError:
         return
     assert found is None or isinstance(found, Returned)

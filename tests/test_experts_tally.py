@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from breakeven.forecast.routing import read_routing
+from breakeven.errors import UserError
+from breakeven.forecast.routing import MIN_TOKENS, read_routing
 from breakeven.gateway.experts.gathered import DAY_S, DAYS, MOST_NAMES, OTHER
 from breakeven.gateway.experts.kept import path_of, read_kept
-from breakeven.gateway.experts.report import BackendExperts
+from breakeven.gateway.experts.report import BackendExperts, Source
 from breakeven.gateway.experts.tally import DEAD_FROM, SeenExperts
 
 NOON = 20_000 * DAY_S + DAY_S / 2
@@ -233,6 +234,7 @@ def test_days_go_and_the_clock_is_believed(tmp_path: Path) -> None:
     assert len(days()) == DAYS
     one.add([0], [[3, 1]], tokens=2, at_s=NOON)  # it was 39 days fast
     assert days() == {20_000}
+    assert told(one).until_s == NOON
     assert told(one).tokens == 82
 
 
@@ -305,6 +307,56 @@ def test_an_alarm_of_imbalance_ends_with_what_it_tells_of() -> None:
     assert told(one).watched == {"imbalance": True}
     day_of(one, rng, even(), 1)
     found = told(one, NOON + DAY_S)
+    assert found.imbalance > 3.0  # of all days
+    assert found.watched == {"imbalance": False}
+
+
+def alarms_of(one: SeenExperts, rng: np.random.Generator, p_LE: NDArray[np.float64], what: str) -> list[bool]:
+    """Whether there is an alarm of `what`, as it changes over five days of the same traffic."""
+    found = [False]
+    for day in range(5):
+        for k in range(80):
+            at_s = (20_000 + day + (k + 0.5) / 80) * DAY_S
+            one.add(range(LAYERS), request(rng, p_LE), tokens=60, at_s=at_s)
+            if (passed := told(one, at_s).watched[what]) != found[-1]:
+                found.append(passed)
+    return found
+
+
+def test_an_alarm_of_imbalance_does_not_end_and_begin_with_every_day() -> None:
+    busy = np.array([[0.43, *[0.57 / 7] * 7]] * LAYERS)
+    for study in range(4):
+        assert alarms_of(seen(imbalance=3.0), np.random.default_rng(study), busy, "imbalance") == [False, True]
+
+
+def test_an_alarm_of_drift_does_not_end_and_begin_with_every_day() -> None:
+    moved = np.array([[0.34, *[0.66 / 7] * 7]] * LAYERS)
+    for study in range(4):
+        one, rng = seen(drift=0.05), np.random.default_rng(study)
+        for day in range(-9, 0):
+            day_of(one, rng, even(), day)
+        assert alarms_of(one, rng, moved, "drift") == [False, True]
+
+
+def test_an_alarm_of_drift_ends_with_what_it_tells_of() -> None:
+    moved = np.array([[0.45, *[0.55 / 7] * 7]] * LAYERS)
+    one, rng = seen(drift=0.1), np.random.default_rng(1)
+    for day in (-3, -2, -1):
+        day_of(one, rng, even(), day)
+    day_of(one, rng, moved, 0)
+    assert told(one).watched == {"drift": True}
+    day_of(one, rng, even(), 1)
+    assert told(one, NOON + DAY_S).watched == {"drift": False}
+
+
+def test_where_little_comes_an_alarm_of_imbalance_ends_too() -> None:
+    moved = np.array([[0.5, *[0.5 / 7] * 7]] * LAYERS)
+    one, rng = seen(imbalance=3.0), np.random.default_rng(1)
+    day_of(one, rng, moved, -20, n=300)
+    assert told(one, NOON - 20 * DAY_S).watched == {"imbalance": True}
+    for day in range(-14, 1):
+        day_of(one, rng, even(), day, n=4)
+    found = told(one)
     assert found.imbalance > 3.0  # of all days
     assert found.watched == {"imbalance": False}
 
@@ -386,12 +438,18 @@ def test_skipped_requests_alone_are_told() -> None:
 
 def test_predict_reads_what_is_kept(tmp_path: Path) -> None:
     one = seen()
-    one.add([4, 5], [[6, 2, 0, 0], [2, 2, 2, 2]], tokens=4, at_s=NOON)
-    one.save(tmp_path / "experts.json")
-    assert read_routing(tmp_path / "experts.json") == [[1.0, 0.5, 0, 0], [0.5] * 4]
+    path = tmp_path / "experts.json"
+    choices_LE = np.array([[6, 2, 0, 0], [2, 2, 2, 2]]) * (MIN_TOKENS // 4)
+    one.add([4, 5], choices_LE - [[3, 1, 0, 0], [1, 1, 1, 1]], tokens=MIN_TOKENS - 2, at_s=NOON)
+    one.save(path)
+    with pytest.raises(UserError, match="9,998 tokens that a gateway saw"):
+        read_routing(path)
+    one.add([4, 5], [[3, 1, 0, 0], [1, 1, 1, 1]], tokens=2, at_s=NOON)
+    one.save(path)
+    assert read_routing(path) == [[1.0, 0.5, 0, 0], [0.5] * 4]
 
 
-@pytest.mark.parametrize("broken", ["", "{", "[]", '{"schema": "x"}', "cut", "sums", "shape"])
+@pytest.mark.parametrize("broken", ["", "{", "[]", '{"schema": "x"}', "cut", "sums", "shape", "version"])
 def test_a_broken_file_begins_anew(tmp_path: Path, broken: str) -> None:
     one, path = seen(), tmp_path / "experts.json"
     one.add([0], [[3, 1]], tokens=2, at_s=NOON)
@@ -402,6 +460,8 @@ def test_a_broken_file_begins_anew(tmp_path: Path, broken: str) -> None:
     elif broken == "shape":
         kept = json.loads(whole)
         broken = json.dumps({**kept, "layers": [*kept["layers"], {"layer": 9, "frequencies": []}]})
+    elif broken == "version":
+        broken = json.dumps({**json.loads(whole), "schema": "breakeven.experts-kept/2"})
     path.write_text(whole[: len(whole) // 2] if broken == "cut" else broken)
     again = SeenExperts("moe", "toy", "observed").resume(path)
     assert again.report(NOON) is None
@@ -429,8 +489,16 @@ def test_another_model_s_file_is_left(tmp_path: Path) -> None:
     one, path = seen(), tmp_path / "experts.json"
     one.add([0], [[3, 1]], tokens=2, at_s=NOON)
     one.save(path)
-    for name, model in (("moe", "other"), ("dense", "toy")):
-        assert SeenExperts(name, model, "observed").resume(path).report(NOON) is None
+    others: tuple[tuple[str, str, Source], ...] = (
+        ("moe", "other", "observed"),
+        ("dense", "toy", "observed"),
+        ("moe", "toy", "returned"),
+    )
+    for name, model, source in others:
+        again = SeenExperts(name, model, source).resume(path)
+        assert again.report(NOON) is None
+        again.add([0], [[3, 1]], tokens=2, at_s=NOON)
+        assert any("is of toy at moe, observed, so counting began anew" in text for text in told(again).caveats)
     assert SeenExperts("moe", "toy", "observed").resume(tmp_path / "none.json").report(NOON) is None
 
 

@@ -383,6 +383,28 @@ def test_of_an_engine_of_ours_the_question_goes_along_as_it_was_asked_of_it(line
     played(line, scenario)
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_document_without_its_end_is_no_answer_to_be_read_again(line: Line, streams: bool) -> None:
+    def scenario(world: World) -> None:
+        lane = world.desk.lanes[0]
+        experts = ExpertsPlan(observe=1.0, tokens=1)
+        lane.looking = looking_at(
+            replace(lane.plan, url=None, engine=None, local=LocalPlan(model="x.gguf"), experts=experts)
+        )
+        world.ask(stream=streams)
+        sink = world.backend.asked[-1].sink
+        sink.on_head(200, [(b"content-type", b"text/event-stream" if streams else b"application/json")])
+        event = b'data: {"choices": [{"delta": {"content": "%b"}}]}\n\n' % (b"x" * 2**10)
+        sink.on_body(event * 2**9 + b"data: [DONE]\n\n" if streams else document("x" * 2 * KEEP_BYTES))
+        sink.on_end()
+        if streams:
+            assert len(only(line[2])[2]) == KEEP_BYTES
+        else:
+            assert missed(world, line[2]) == [("b", TOO_LARGE, 1)]
+
+    played(line, scenario)
+
+
 def missed(world: World, receiving: socket.socket) -> list[tuple[str, str, int]]:
     assert world.desk.handing is not None
     world.desk.handing.tell()

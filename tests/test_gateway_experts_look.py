@@ -12,15 +12,18 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
+from experts_seen_fixtures import backend_seen
 from gateway_experts_fixtures import CHAT, COUNTED, TEXT, Line, document, line, own_cache
 from gateway_serve_fixtures import Gateway, ask, question, serving, wait
 from gateway_swap_fixtures import described
@@ -35,7 +38,7 @@ from breakeven.gateway.experts.hand import FULL, NOT_IN_STREAMS, Handed, Handing
 from breakeven.gateway.experts.kept import path_of, read_kept
 from breakeven.gateway.experts.look import EngineTime
 from breakeven.gateway.experts.watch import LINE_FULL, MOST_WAITING, ExpertsWatch
-from breakeven.gateway.plan.experts import ExpertsPlan
+from breakeven.gateway.plan.experts import ExpertsPlan, shape_of
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, LocalPlan
 from breakeven.gateway.swap.effects import EngineLoaded
 from breakeven.wire.behaviours import whole
@@ -344,6 +347,28 @@ def test_what_nobody_foresaw_costs_one_request(line: Line, capsys: pytest.Captur
     assert capsys.readouterr().err.count("RuntimeError") == 1
 
 
+def test_an_alarm_is_said_when_it_begins_also_beside_another(
+    line: Line, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(w: Watching) -> None:
+        busy, moved = "layer 1's expert 2 takes 5 times the mean", "30.0% of choices go elsewhere"
+
+        def said(*alarms: str) -> str:
+            watched = {"imbalance": busy in alarms, "drift": moved in alarms}
+            found = msgspec.structs.replace(backend_seen("b", 2, 4, 2), alarms=list(alarms), watched=watched)
+            monkeypatch.setattr(w.part, "report", lambda _: [found])
+            w.part._tell()
+            return capsys.readouterr().err
+
+        assert busy in said(busy)
+        assert said(busy) == ""
+        assert moved in said(busy, moved)
+        assert said(busy, moved) == said(busy) == ""
+        assert moved in said(busy, moved)
+
+    asyncio.run(watched(line, scenario))
+
+
 def test_what_is_seen_is_saved_while_it_goes_on(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "SAVE_S", 0.01)
 
@@ -369,6 +394,30 @@ def test_what_is_seen_is_saved_while_it_goes_on(line: Line, monkeypatch: pytest.
     kept = read_kept(path_of("b"))
     assert kept is not None
     assert kept.skipped == {FULL: 1}, "the end saves all"
+
+
+def test_two_gateways_that_keep_one_file_are_told(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = BackendPlan(name="far", url="http://127.0.0.1:1/v1", model="olmoe-1b-7b")
+    one, other = (
+        look.BackendLook(plan, ExpertsPlan(observe=1.0), Reader, lambda: 0.0)  # type: ignore[arg-type]
+        for _ in range(2)
+    )
+
+    def told(each: look.BackendLook) -> bool:
+        each.seen.add([0], [[3, 1]], tokens=2, at_s=1e9)
+        each.save(each.copied())
+        found = each.report(1e9)
+        assert found is not None
+        return any("Another gateway writes experts-far.json" in text for text in found.caveats)
+
+    assert [told(one), told(one)] == [False, False], "it is its own"
+    assert told(other)
+    assert told(one)
+    assert told(one)
+    assert capsys.readouterr().err.count("Another gateway writes") == 2
+    one.path.unlink()
+    again = look.BackendLook(plan, ExpertsPlan(observe=1.0), Reader, lambda: 0.0)  # type: ignore[arg-type]
+    assert not told(again)
 
 
 def test_what_waits_at_the_end_is_counted(line: Line) -> None:
@@ -562,13 +611,30 @@ def test_an_answer_without_routing_says_what_to_do_where_something_can_be_done(
     ],
 )
 def test_a_model_of_the_catalogue_is_known_by_its_hub_id_without_a_network(model: str | None, told: bool) -> None:
-    shape = look._shape_of(model)
-    assert shape == ((48, 8, 128, 48) if told else (None, None, None, None))
+    assert shape_of(model) == ((tuple(range(48)), 8, 128, 48) if told else (None, None, None, None))
 
 
 def test_of_a_model_with_dense_layers_all_are_counted() -> None:
-    shape = look._shape_of("deepseek-ai/DeepSeek-V3")
-    assert (shape.layers, shape.all_layers) == (58, 61)
+    shape = shape_of("deepseek-ai/DeepSeek-V3")
+    assert (shape.layers, shape.all_layers) == (tuple(range(3, 61)), 61)
+
+
+@pytest.mark.parametrize("model", [None, "olmoe-1b-7b"])
+def test_how_many_experts_there_are_is_told_or_said_not_to_be(line: Line, model: str | None) -> None:
+    plan = BackendPlan(name="far", url="http://127.0.0.1:1/v1", model=model, experts=ExpertsPlan())
+    part = ExpertsWatch(GatewayPlan(path=None, backends=(plan,)), line[2])
+    part.counted("far", [0], np.array([[3, 1]]), 4)
+    (found,) = part.report(time.time())
+    assert found.n_experts == (2 if model is None else 64)
+    assert len(found.layers[0].shares) == found.n_experts
+    assert any("name the backend's `model:`" in text for text in found.caveats) is (model is None)
+
+
+def test_no_more_of_a_returned_routing_is_counted_than_is_asked_for() -> None:
+    plan = BackendPlan(name="far", url="http://127.0.0.1:1/v1", engine="vllm")
+    one = look.BackendLook(plan, ExpertsPlan(observe=1.0, tokens=7), Reader, lambda: 0.0)  # type: ignore[arg-type]
+    body = json.dumps({"choices": [{"index": 0, "routed_experts": routing(10)}]}).encode()
+    assert one.looked_at(Handed(backend="far", endpoint=CHAT), b"", body, None, "").tokens == 7
 
 
 def test_the_routing_of_no_token_is_no_trouble() -> None:

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from breakeven.forecast.routing import MIN_TOKENS
 from breakeven.gateway.experts.kept import path_of
 from breakeven.gateway.experts.report import Source
 from breakeven.gateway.experts.tally import SeenExperts
 from breakeven.gateway.plan.experts import ExpertsPlan
 from breakeven.gateway.plan.model import BackendPlan
-from breakeven.gateway.route.build import MIN_TOKENS, table_of
+from breakeven.gateway.route.build import table_of
 from breakeven.gateway.route.speed import SpeedTable
 
 MODEL, LAYERS, EXPERTS, PER_TOKEN = "qwen3-30b-a3b", 48, 128, 8
@@ -129,6 +130,11 @@ def broken() -> None:
     keep(exact(uneven())).write_bytes(b'{"schema": "breakeven.experts-kept/1", ')
 
 
+def other_version() -> None:
+    path = keep(exact(uneven()))
+    path.write_bytes(path.read_bytes().replace(b"breakeven.experts-kept/1", b"breakeven.experts-kept/2"))
+
+
 def no_shares() -> None:
     path = keep(exact(uneven()))
     file = json.loads(path.read_bytes())
@@ -141,7 +147,8 @@ def a_directory() -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [other_model, other_layers, more_experts, other_experts_a_token, broken, no_shares, a_directory]
+    "spoil",
+    [other_model, other_layers, more_experts, other_experts_a_token, broken, other_version, no_shares, a_directory],
 )
 def test_a_file_that_does_not_fit_is_said_in_one_line_and_left(
     spoil: Callable[[], None], capsys: pytest.CaptureFixture[str]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from breakeven.gateway.plan.experts import ExpertsPlan
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
-from breakeven.gateway.serve.poll import UNNAMED, ExpertCounter, Poller, expert_load
+from breakeven.gateway.serve.poll import MOST_ENGINES, UNNAMED, ExpertCounter, Poller, expert_load
 from breakeven.gateway.shared.block import Shape, SharedBlock
 from breakeven.gateway.shared.layout import Known
 from breakeven.wire.client import HttpClient
@@ -159,6 +159,42 @@ def test_counters_count_by_their_differences_and_an_engine_that_starts_anew_from
     assert since(page_of([[8, 3], [9, 4]], NAME), page_of([[0, 2], [2, 0]], NAME, 1)) == ([[0, 3], [2, 0]], 3)
 
 
+def test_an_engine_that_a_page_leaves_out_is_not_counted_twice() -> None:
+    counter = ExpertCounter()
+
+    def since(*pages: str) -> list[list[int]] | None:
+        found = counter.since(told("".join(pages)))
+        return None if found is None else found[1].tolist()
+
+    one, two = page_of([[900, 100]], NAME), page_of([[70, 30]], NAME, 1)
+    assert since(one, two) is None
+    for _ in range(3):  # a balancer shows now the one, now the other
+        assert since(one) is None
+        assert since(two) is None
+    assert since(page_of([[901, 100]], NAME)) == [[1, 0]]
+    assert since(page_of([[70, 32]], NAME, 1)) == [[0, 2]]
+    # One that started anew meanwhile is counted from zero.
+    assert since(page_of([[2, 1]], NAME)) == [[2, 1]]
+
+
+def test_a_cell_that_a_page_leaves_out_is_not_counted_twice() -> None:
+    counter = ExpertCounter()
+    both, one = page_of([[50, 40]], NAME), page_of([[50]], NAME)
+    assert told(both).by_engine.keys() == told(one).by_engine.keys()
+    for page in (both, one, both):
+        assert counter.since(told(page)) is None
+
+
+def test_engines_that_never_come_back_are_forgotten() -> None:
+    counter = ExpertCounter()
+    counter.since(told(page_of([[1, 1]], NAME)))
+    for engine in range(1, MOST_ENGINES + 1):
+        counter.since(told(page_of([[1, 1]], NAME, engine)))
+    found = counter.since(told(page_of([[1, 1]], NAME)))
+    assert found is not None
+    assert found[1].tolist() == [[1, 1]]
+
+
 def test_a_step_is_a_sample_and_one_that_still_stands_is_none() -> None:
     counter = ExpertCounter()
     assert counter.since(told(page_of([[4, 4]]))) is None
@@ -246,6 +282,14 @@ def test_who_wants_to_hear_of_experts_does(poller: tuple[Poller, Heard]) -> None
     asyncio.run(look(made, "other", *pages))
     assert heard == [("moe", [0], [[1, 3]], 4)]
     assert made.expert_load == {"moe": [6.0, 8.0], "other": [6.0, 8.0]}
+
+
+def test_an_engine_that_does_not_tell_any_more_has_no_load(poller: tuple[Poller, Heard]) -> None:
+    made, _ = poller
+    asyncio.run(look(made, "other", page_of([[5, 5]], NAME)))
+    assert made.expert_load == {"other": [5.0, 5.0]}
+    asyncio.run(look(made, "other", "vllm:num_requests_running 2\n"))
+    assert made.expert_load == {}
 
 
 def test_a_page_too_long_for_experts_is_said_until_it_is_not(poller: tuple[Poller, Heard]) -> None:

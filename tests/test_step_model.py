@@ -179,6 +179,13 @@ def test_routing_of_another_model_is_refused(bad: list[list[float]]) -> None:
         with_frequencies(terms("olmoe-1b-7b"), lookup("olmoe-1b-7b"), bad)
 
 
+def test_a_layer_of_which_nothing_was_seen_is_no_routing() -> None:
+    found = rows("olmoe-1b-7b")
+    found[3] = [0.0] * 64
+    with pytest.raises(UserError, match="of routed layer 3 of .* nothing was seen"):
+        with_frequencies(terms("olmoe-1b-7b"), lookup("olmoe-1b-7b"), found)
+
+
 def test_routing_without_frequencies_by_token_is_refused_in_words(tmp_path: Path) -> None:
     kept = tmp_path / "experts-moe.json"  # of a backend that counts choices and not tokens
     kept.write_text(json.dumps({"layers": [{"layer": layer, "frequencies": []} for layer in range(16)]}))

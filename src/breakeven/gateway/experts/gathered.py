@@ -196,7 +196,8 @@ class Gathered:
     ) -> None:
         """One request, or more of the last one, which had chosen `joined_LE` on this day.
 
-        The clock is believed as it is now: days long gone by it, or yet to come, are dropped.
+        The clock is believed as it is now: days long gone by it, or yet to come, are dropped, and the last request is
+        the last that came.
         """
         today = int(at_s // DAY_S)
         for day in [day for day in self.days if not today - DAYS < day <= today + 1]:
@@ -211,7 +212,7 @@ class Gathered:
                 group.requests += 1
                 group.tokens += tokens
         self.since_s = min(self.since_s, at_s)
-        self.until_s = max(self.until_s, at_s)
+        self.until_s = at_s
 
     def widen(self, n_experts: int) -> None:
         """Room for more experts, where only the highest number seen tells how many there are."""

@@ -23,6 +23,10 @@ from breakeven.results.store import write_whole
 KEPT_SCHEMA = "breakeven.experts-kept/1"
 _MOST_BYTES = 256 * 2**20
 _LONGEST_NAME = 200
+_DISPUTED = (
+    "Another gateway writes {} too, and what the last of them saw is all that is kept: give one of the two backends "
+    "another name, or one of the gateways its own XDG_CACHE_HOME."
+)
 
 
 class KeptLayer(msgspec.Struct):
@@ -100,7 +104,10 @@ def keep(
 
 
 def read_kept(path: Path) -> KeptExperts | None:
-    """The file, without a look at its matrices; None where there is none. Raises OSError and ValueError."""
+    """The file, without a look at its matrices; None where there is none.
+
+    Raises OSError, and ValueError for what is none, or is of another version of breakeven.
+    """
     try:
         with path.open("rb") as file:
             kept = msgspec.json.decode(file.read(_MOST_BYTES), type=KeptExperts)
@@ -108,7 +115,35 @@ def read_kept(path: Path) -> KeptExperts | None:
         return None
     except RecursionError as error:
         raise ValueError(str(error)) from error
-    return kept if kept.schema == KEPT_SCHEMA else None
+    if kept.schema != KEPT_SCHEMA:
+        raise ValueError(f"it is {kept.schema}, of another version of breakeven, not {KEPT_SCHEMA}")
+    return kept
+
+
+class KeptFile:
+    """Whether a file is still the one that we found or wrote there. `disputed`: what to do as it is not; else empty."""
+
+    def __init__(self, path: Path) -> None:
+        """As it stands."""
+        self._path, self.disputed = path, ""
+        self.written()
+
+    def written(self) -> None:
+        """It is ours as it stands."""
+        self._mark = self._marked()
+
+    def look(self) -> bool:
+        """Whether somebody else has begun to write it since."""
+        before = self.disputed
+        self.disputed = _DISPUTED.format(self._path.name) if self._marked() not in (None, self._mark) else before
+        return self.disputed != before
+
+    def _marked(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
 
 
 def _packed(seen: Gathered) -> str:

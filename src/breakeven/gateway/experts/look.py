@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 
 from breakeven.engines.backend import open_url
 from breakeven.engines.inside.routed import RoutingReader
-from breakeven.errors import BreakevenError, UserError, one_line
+from breakeven.errors import BreakevenError, UserError, complain, one_line
 from breakeven.gateway.experiment.answer import read
 from breakeven.gateway.experts.hand import CHAT, NOT_IN_STREAMS, Handed, engine_behind
-from breakeven.gateway.experts.kept import path_of
+from breakeven.gateway.experts.kept import KeptFile, path_of
 from breakeven.gateway.experts.report import BackendExperts
 from breakeven.gateway.experts.returned import choices_of
 from breakeven.gateway.experts.tally import SeenExperts
-from breakeven.gateway.plan.experts import RETURN_FLAG, ExpertsPlan, known_spec, routing_layers, seen_by
+from breakeven.gateway.plan.experts import RETURN_FLAG, ExpertsPlan, RoutedShape, seen_by, shape_of
 from breakeven.gateway.plan.model import BackendPlan
 from breakeven.gateway.swap.effects import EngineLoaded
 
@@ -84,15 +84,6 @@ class _Completion(msgspec.Struct):
 
 class _Rendered(msgspec.Struct):
     prompt: str
-
-
-class _Shape(NamedTuple):
-    """Layers that route, experts a token, experts, and layers in all of a model; None: not known."""
-
-    layers: int | None = None
-    per_token: int | None = None
-    n_experts: int | None = None
-    all_layers: int | None = None
 
 
 class EngineTime:
@@ -160,7 +151,7 @@ class BackendLook:
     """A backend that is looked at: its sums, and the second process where there is one.
 
     `changed`: there is something to save; `touched`: there was, or some were skipped. `trouble`: why it cannot be
-    looked at as asked; empty: nothing. `alarmed`: a bound is passed, which was said.
+    looked at as asked; empty: nothing. `alarmed`: bounds that are passed, which was said.
     """
 
     def __init__(
@@ -179,7 +170,9 @@ class BackendLook:
             imbalance=experts.imbalance,
             drift=experts.drift,
         ).resume(self.path)
-        self.changed = self.touched = self.alarmed = False
+        self._file = KeptFile(self.path)
+        self.changed = self.touched = False
+        self.alarmed: set[str] = set()
         self.trouble = ""
         self.cpu_s = self.load_cpu_s = 0.0
         self._reads, self._read_s = 0, 0.0
@@ -188,7 +181,7 @@ class BackendLook:
         self._reader: RoutingReader | None = None
         self._weights: Path | None = None
         self._used_s = self._retry_s = 0.0
-        self._shape: _Shape | None = None
+        self._shape: RoutedShape | None = None
         self._counting, self._saving = threading.Lock(), threading.Lock()
         self._busy = False
         """The second process reads, or comes up."""
@@ -204,10 +197,28 @@ class BackendLook:
     def report(self, now_s: float) -> BackendExperts | None:
         """What was seen; None: nothing yet."""
         found = self.seen.report(now_s)
-        if found is None or not self.load_cpu_s:
-            return found
-        told = f"Loading its weights to look at them took {self.load_cpu_s:.2g} s of CPU, which its share leaves out."
-        return msgspec.structs.replace(found, caveats=[*found.caveats, told])
+        if found is None:
+            return None
+        told = []
+        if found.layers and self.source != "observed" and self.shape.n_experts is None:
+            told.append(
+                f"That a layer has {found.n_experts} experts is the highest number seen and one: those above it that "
+                "nothing reached are not known of; name the backend's `model:`, one known here."
+            )
+        if self._file.disputed:
+            told.append(self._file.disputed)
+        if self.load_cpu_s:
+            told.append(
+                f"Loading its weights to look at them took {self.load_cpu_s:.2g} s of CPU, which its share leaves out."
+            )
+        return msgspec.structs.replace(found, caveats=[*found.caveats, *told])
+
+    @property
+    def shape(self) -> RoutedShape:
+        """Of the model that the backend names."""
+        if self._shape is None:
+            self._shape = shape_of(self.plan.model)
+        return self._shape
 
     @contextlib.contextmanager
     def own_time(self) -> Iterator[None]:
@@ -232,8 +243,13 @@ class BackendLook:
     def save(self, seen: SeenExperts) -> None:
         """Keep it, from any thread: of many experts it takes seconds to pack."""
         with self._saving, self.own_time():
+            if self._closed and seen is not self.seen:
+                return  # the end has saved more
+            if self._file.look():
+                complain(f"experts of {self.plan.name}: {self._file.disputed}")
             try:
                 seen.save(self.path)
+                self._file.written()
             except (OSError, UserError) as error:
                 self.changed = True
                 self.trouble = one_line(f"what was seen of its experts cannot be saved: {error}", MOST_TROUBLE)
@@ -313,10 +329,8 @@ class BackendLook:
             return found
 
     def _returned(self, answer: bytes) -> RoutedRequest:
-        if self._shape is None:
-            self._shape = _shape_of(self.plan.model)
         try:
-            found = choices_of(answer, **self._shape._asdict())
+            found = choices_of(answer, **self.shape._asdict(), most_tokens=self.experts.tokens)
         except UserError as error:
             self.trouble = one_line(f"the routing it returns cannot be read: {error}", MOST_TROUBLE)
             raise SkippedError(UNREADABLE) from None
@@ -383,12 +397,3 @@ def _prompt_of(asked: bytes) -> str:
     if not isinstance(prompt, str):
         raise SkippedError(NOT_TEXT)
     return prompt
-
-
-def _shape_of(model: str | None) -> _Shape:
-    """Of a model whose shape is known without a network."""
-    spec = known_spec(model)
-    routing = routing_layers(spec)
-    if spec is None or not routing:
-        return _Shape()
-    return _Shape(len(routing), routing[0].n_experts_per_token, routing[0].n_experts, len(spec.layers))

@@ -19,7 +19,7 @@ class LayerSeen(msgspec.Struct, kw_only=True):
     """One layer that routes. `shares`: of its choices, by expert; they sum to 1. `frequencies`: of its tokens."""
 
     layer: int
-    """As the source numbers it: the model's block where requests are observed, else the layers that route from 0."""
+    """As the model numbers it, dense layers counted too; where the engine counts, as that does."""
     shares: list[float]
     frequencies: list[float]
     """Share of tokens that use each expert: `shares` times the experts a token."""

@@ -11,8 +11,8 @@ Packings, told apart by what they are:
 (docs.vllm.ai/en/latest/training/routed_experts and /en/v0.21.0/training/routed_experts_replay; SGLang's
 `routed_experts_capturer.py`.) Both engines keep a place for every layer of the model, and where a layer is dense or
 nothing was kept zeros stay in it, which are no choice of expert 0: a token takes an expert once. Those are left out.
-With one expert a token they look like one, and are left out only where a model tells how many layers route: of no other
-model such routing is counted.
+With one expert a token they look like one, and are left out only where a model tells which layers route: of no other
+model such routing is counted. Layers bear the model's own numbers, dense ones counted too, as those of a llama.cpp do.
 
 Of several answers the first is counted, to several prompts too. In a stream what comes last holds all of it.
 
@@ -26,6 +26,7 @@ import binascii
 import io
 import math
 import tokenize
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
@@ -49,7 +50,7 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 class Returned(NamedTuple):
-    """What one request chose: layers that route, from 0; choices (L, E); tokens that were routed."""
+    """What one request chose: layers that route, as the model numbers them; choices (L, E); tokens that were routed."""
 
     layers: list[int]
     choices_LE: NDArray[np.int64]
@@ -95,26 +96,29 @@ _unpack = msgspec.json.Decoder(str | _Packed | list[list[list[int]]] | None).dec
 def choices_of(
     body: bytes,
     *,
-    layers: int | None = None,
+    layers: Sequence[int] | None = None,
     per_token: int | None = None,
     n_experts: int | None = None,
     all_layers: int | None = None,
+    most_tokens: int | None = None,
 ) -> Returned | None:
     """What the answer in `body`, one JSON object or a stream of events, says it chose; None where it says nothing.
 
-    `layers` that route, experts a token, experts, and `all_layers` with those that do not route, are the model's, None
-    where they are not known: then E is the largest number seen and one more. Without a token that was routed nothing
-    is counted, and no layer told. Raises UserError for what cannot be read, or is not of such a model.
+    The numbers of the `layers` that route, experts a token, experts, and how many `all_layers` are with those that do
+    not route, are the model's, None where they are not known: then E is the largest number seen and one more. Of
+    `most_tokens` from the beginning choices are counted; None: of all. Without a token that was routed nothing is
+    counted, and no layer told. Raises UserError for what cannot be read, or is not of such a model.
     """
     if _MARK not in body:
         return None
     if len(body) > MOST_BYTES:
         _refuse(f"the answer is longer than {MOST_BYTES >> 20} MiB")
     prompt, told, tokens = _found(body)
+    places = all_layers or (None if layers is None else len(layers))
     parts = [
         ids_TLK
         for packed in (prompt, told)
-        if packed is not None and (ids_TLK := _ids_of(packed, all_layers or layers, per_token, tokens)) is not None
+        if packed is not None and (ids_TLK := _ids_of(packed, places, per_token, tokens)) is not None
     ]
     if not parts:
         if prompt is None and told is None:
@@ -124,7 +128,14 @@ def choices_of(
         _refuse("prompt and answer are of different shapes")
     if per_token not in (None, parts[0].shape[2]):
         _refuse(f"it has {parts[0].shape[2]} experts a token where the model has {per_token}")
-    return _counted(parts, layers, n_experts)
+    return _counted(_first(parts, most_tokens), layers, n_experts)
+
+
+def _first(parts: list[Ids], most_tokens: int | None) -> list[Ids]:
+    """So many tokens of both together, from the beginning."""
+    if most_tokens is None:
+        return parts
+    return [part[: max(0, most_tokens - sum(map(len, parts[:index])))] for index, part in enumerate(parts)]
 
 
 def _refuse(why: str) -> NoReturn:
@@ -252,8 +263,9 @@ def _flat(data: bytes, layers: int | None, per_token: int | None, tokens: int | 
     return _shaped(data, np.dtype("<i4"), (found, layers, per_token), "C")
 
 
-def _counted(parts: list[Ids], layers: int | None, n_experts: int | None) -> Returned:
-    """Choices by layer and expert. Raises UserError for numbers that are no experts."""
+def _counted(parts: list[Ids], layers: Sequence[int] | None, n_experts: int | None) -> Returned:
+    """Choices by layer and expert; `parts` with a token. Raises UserError for numbers that are no experts."""
+    parts = [part for part in parts if len(part)]
     n_layers, per_token = parts[0].shape[1:]
     if per_token == 1 and layers is None:
         _refuse("of one expert a token a dense layer looks like expert 0; name the backend's `model:`, one known here")
@@ -274,10 +286,12 @@ def _counted(parts: list[Ids], layers: int | None, n_experts: int | None) -> Ret
             choices_LE[layer] += np.bincount(ids_TK.ravel().astype(np.int64), minlength=experts)
             tokens_L[layer] += len(ids_TK)
     routed = np.flatnonzero(tokens_L)
-    if per_token == 1 and layers is not None and n_layers > layers:
-        routed = np.flatnonzero(choices_LE[:, 1:].any(axis=1))
+    if per_token == 1 and layers is not None and n_layers > max(layers):
+        routed = np.asarray(layers)  # which are dense their zeros do not tell
     if not len(routed):
         _refuse("nothing was kept of its layers")
-    if layers is not None and len(routed) != layers:
-        _refuse(f"{len(routed)} of its layers route where the model has {layers}")
-    return Returned(list(range(len(routed))), choices_LE[routed], int(tokens_L[routed].max()))
+    if layers is not None and len(routed) != len(layers):
+        _refuse(f"{len(routed)} of its layers route where the model has {len(layers)}")
+    # A place for each layer that routes, and none for others, tells their order alone.
+    names = layers if layers is not None and n_layers == len(layers) else routed.tolist()
+    return Returned(list(names), choices_LE[routed], int(tokens_L[routed].max()))

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from breakeven.gateway.experts.gathered import (
     DAY_S,
+    DAYS,
     LEAST_REQUESTS,
     LEAST_TOKENS,
     Floats,
@@ -69,6 +70,10 @@ class SeenExperts:
         """The last minute of an engine that counts by itself, and what it counted in it."""
         self._note = ""
         """Why counting began anew."""
+        self._busy: tuple[int, int] | None = None
+        """Row and expert of an alarm of imbalance that has not ended."""
+        self._drifted = False
+        """An alarm of drift has not ended."""
 
     def add(
         self,
@@ -112,6 +117,7 @@ class SeenExperts:
                 return seen
         if seen is not None:
             self._note, self._minute = "Another model's routing came, so counting began anew.", None
+            self._busy, self._drifted = None, False
         self._seen = Gathered.of(layers, n_experts, at_s)
         return self._seen
 
@@ -203,15 +209,16 @@ class SeenExperts:
         each = float(whole.all_L.max()) / whole.tokens
         return round(each) if abs(each - round(each)) < 1e-3 and round(each) > 0 else None
 
-    def _lately(self, seen: Gathered, now_s: float) -> tuple[Sums | None, int]:
-        """The last day, with the one before where it has little, and the first of the two; None: too little."""
-        first = int(now_s // DAY_S)
-        last = seen.days.get(first)
-        if last is None or not last.enough():
-            first -= 1
-            before = seen.days.get(first)
-            last = before if last is None else last if before is None else last.plus(before)
-        return (last if last is not None and last.enough() else None), first
+    def _lately(self, seen: Gathered, now_s: float, most: int = 2) -> tuple[Sums | None, int]:
+        """The last days that together are enough, `most` of them at most, and the first of them; None: too little."""
+        today = int(now_s // DAY_S)
+        last: Sums | None = None
+        for day in range(today, today - most, -1):
+            if (one := seen.days.get(day)) is not None:
+                last = one if last is None else last.plus(one)
+                if last.enough():
+                    return last, day
+        return None, today - most + 1
 
     def _drift_L(self, seen: Gathered, now_s: float) -> tuple[Floats | None, Floats | None]:
         """By layer: the last day against the week before it, and what chance makes of that."""
@@ -231,8 +238,8 @@ class SeenExperts:
         alarms: list[str] = []
         watched: dict[str, bool] = {}
         if self.imbalance is not None:
-            # What is so now: an alarm ends when what it tells of has ended. Where little comes, all there is.
-            told = _surely_above(self._lately(seen, now_s)[0] or seen.whole, self.imbalance)
+            told = self._imbalanced(seen, now_s, self.imbalance)
+            self._busy = None if told is None else told[:2]
             watched["imbalance"] = told is not None
             if told is not None:
                 row, busiest, times = told
@@ -241,14 +248,36 @@ class SeenExperts:
                     f"(bound {self.imbalance:g})"
                 )
         if self.drift is not None:
-            passed = drift is not None and chance is not None and drift > max(self.drift, ALARM_FROM * chance)
-            watched["drift"] = passed
+            # A day that has just begun says little: chance is large in it. It ends no alarm that it could not raise.
+            times_chance = 1.0 if self._drifted else ALARM_FROM
+            passed = drift is not None and chance is not None and drift > max(self.drift, times_chance * chance)
+            watched["drift"] = self._drifted = passed
             if passed and drift is not None and chance is not None:
                 alarms.append(
                     f"{drift:.1%} of choices go elsewhere than in the week before (bound {self.drift:.3g}; "
                     f"{chance:.1%} by chance)"
                 )
         return alarms, watched
+
+    def _imbalanced(self, seen: Gathered, now_s: float, bound: float) -> tuple[int, int, float] | None:
+        """Layer, expert and times the mean of an alarm of imbalance; None: there is none.
+
+        It tells of the last days that are enough, for an alarm ends when what it tells of has ended. One that was
+        raised goes on until those are surely below, or are not above with the day before them: a day that has just
+        begun is too short to raise it, which is no reason to end it.
+        """
+        last, first = self._lately(seen, now_s, DAYS)
+        if last is None:
+            return None
+        told = _surely_above(last, bound)
+        if told is not None or self._busy is None:
+            return told
+        row, expert = self._busy
+        before = seen.days.get(first - 1)
+        longer = last if before is None else last.plus(before)
+        times, longer_times = (float(each.shares_LE()[row, expert]) * seen.n_experts for each in (last, longer))
+        margin = SURE * seen.n_experts * float(np.sqrt(last.variance_LE()[row, expert]))
+        return (row, expert, longer_times) if times + margin > bound and longer_times > bound else None
 
     def _caveats(self, seen: Gathered) -> list[str]:
         told = [self._note] if self._note else []
@@ -283,11 +312,18 @@ class SeenExperts:
             )
 
     def resume(self, path: Path) -> Self:
-        """Go on from what was kept there of this backend; of another model, or broken, it is left."""
+        """Go on from what was kept there of this backend; of another model, or broken, it is left, and that is said."""
         try:
             kept = read_kept(path)
-            if kept is not None and (kept.backend, kept.model, kept.source) == (self.backend, self.model, self.source):
+            if kept is None:
+                return self
+            if (kept.backend, kept.model, kept.source) == (self.backend, self.model, self.source):
                 self._seen, self.skipped = unpacked(kept), kept.skipped
+            else:
+                self._note = (
+                    f"What {path.name} kept is of {kept.model or 'a model without a name'} at {kept.backend}, "
+                    f"{kept.source}, so counting began anew."
+                )
         except (OSError, ValueError):
             self._note = f"What was seen before could not be read from {path.name}, so counting began anew."
         return self

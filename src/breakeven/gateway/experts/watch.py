@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from breakeven.engines.inside.routed import RoutingReader
 from breakeven.errors import complain
 from breakeven.gateway.experts.hand import LOST, Handed, contents, received
@@ -98,6 +100,8 @@ class ExpertsWatch:
         """What an engine counted since the poller's last look, where nothing finer is asked for."""
         look = self._looks.get(backend)
         if look is not None and look.source == "counted":
+            unseen = max(0, (look.shape.n_experts or 0) - choices_LE.shape[1])  # a page may leave out what is 0
+            choices_LE = np.pad(choices_LE, ((0, 0), (0, unseen)))
             look.seen.add(layers, choices_LE, tokens=tokens, at_s=time.time())
             look.changed = True
 
@@ -203,12 +207,13 @@ class ExpertsWatch:
                 await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _tell(self) -> None:
-        """An alarm is said once, when it begins."""
+        """An alarm is said once, when it begins; those that go on beside it are said with it."""
         for each in self.report(time.time()):
             look = self._looks[each.backend]
-            if each.alarms and not look.alarmed:
+            passed = {what for what, is_so in each.watched.items() if is_so}
+            if not passed <= look.alarmed:
                 complain(f"experts of {each.backend}: {'; '.join(each.alarms)}")
-            look.alarmed = bool(each.alarms)
+            look.alarmed = passed
 
     def _close(self) -> None:
         for note, file, _ in self._line:

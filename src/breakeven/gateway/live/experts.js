@@ -160,7 +160,7 @@ function expertMap(each) {
     h("p", { class: "prose heat-words" }, expertWords(each).join(" ")),
     heatLegend(),
     h("div", { class: "scroll" }, drawn), said,
-    h("figcaption", {}, "Layers down, experts across, both as the model numbers them. Shade: an expert’s share of the layer’s choices over the mean."),
+    h("figcaption", {}, `Layers down, experts across, both as the ${each.source === "counted" ? "engine" : "model"} numbers them. Shade: an expert’s share of the layer’s choices over the mean.`),
     unfolded(`${each.backend}/layers`, "The numbers by layer", layersTable(each)),
     groupsOf(each, "keys", "key"), groupsOf(each, "languages", "language"));
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from breakeven.answer.study.values import FilePart, ShareAbove0, number, whole
 from breakeven.errors import BreakevenError
@@ -66,3 +66,22 @@ def known_spec(model: str | None) -> ModelSpec | None:
 def routing_layers(spec: ModelSpec | None) -> list[MoeFfn]:
     """The feed-forwards of its layers that route; none of a model that is not known."""
     return [] if spec is None else [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeFfn)]
+
+
+class RoutedShape(NamedTuple):
+    """Numbers of the layers that route, experts a token, experts, and layers in all of a model; None: not known."""
+
+    layers: tuple[int, ...] | None = None
+    per_token: int | None = None
+    n_experts: int | None = None
+    all_layers: int | None = None
+
+
+def shape_of(model: str | None) -> RoutedShape:
+    """Of a model whose shape is known without a network."""
+    spec = known_spec(model)
+    routing = routing_layers(spec)
+    if spec is None or not routing:
+        return RoutedShape()
+    layers = tuple(number for number, layer in enumerate(spec.layers) if isinstance(layer.ffn, MoeFfn))
+    return RoutedShape(layers, routing[0].n_experts_per_token, routing[0].n_experts, len(spec.layers))

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from breakeven.errors import UserError, complain, one_line
 from breakeven.forecast.asked import asked_model, model_on, profiles_for
 from breakeven.forecast.model import StepModel
+from breakeven.forecast.routing import MIN_TOKENS
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.run import policy_of
 from breakeven.gateway.experts.gathered import shares_of
@@ -32,11 +33,6 @@ READ_CONTEXT = 1024.0
 """Context of those who decode while a prompt is read; look-ups add what another one takes."""
 RATE_TOKENS = 512
 """Prompt tokens in a step from which to a full one the cost of one more is taken, and the length of such prompts."""
-MIN_TOKENS = 10_000
-"""Tokens whose routing was seen from which it is believed. Of fewer, chance makes an even routing look uneven, so that
-too few experts seem to be touched: by B p exp(-B p) / 2N of all experts, with B sequences, N tokens and each expert
-taken by a share p. At the worst B that is 0.3 / (p N) of those touched: 0.1 % for 8 of 256 experts. Tokens of a request
-choose alike; were 20 of them worth one, 2 %, within the error of any step model."""
 
 Measured = tuple[tuple[float, ...], ...]
 """Share of tokens that use each expert, by layer that routes."""

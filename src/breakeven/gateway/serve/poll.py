@@ -35,6 +35,8 @@ SILENT = 3
 RETRY_S = 30.0
 UNNAMED = 10
 """Answers without a counter of experts, where nothing else shows them, after which that is said."""
+MOST_ENGINES = 64
+"""Behind one backend whose counts are kept to be compared with."""
 MOST_REQUESTS = 1e6
 """In one engine; more is a broken page, and would overflow what is predicted from it."""
 
@@ -149,6 +151,7 @@ class Poller:
         self.troubles.pop(name, None)
         if name in self._counted:
             self._look_for_counters(page, name)
+        self.expert_load.pop(name, None)  # of an engine that does not tell any more it would stand for ever
         if told is None:
             return
         if load := expert_load(told):
@@ -200,11 +203,15 @@ class ExpertCounter:
     Of counters the differences are taken; where one of an engine's went back the engine has started anew, and counts
     from zero. Of what stands for one step alone each look is a sample, weighted by its tokens: an estimate. An engine
     that shows the same step as before has run none, and is left out. The first look counts nothing: what was before may
-    have been counted before. Layers and experts that were once told stay, so that the shape only grows.
+    have been counted before. Layers and experts that were once told stay, so that the shape only grows. So do counts of
+    engines and cells that a page leaves out, as one of several behind a balancer does: those are not counted anew when
+    they come back.
     """
 
     def __init__(self) -> None:
-        self._last: ExpertTokens | None = None
+        self._last: dict[str, Cells] = {}
+        """By engine, the one not heard of for longest first."""
+        self._of_step: bool | None = None
         self._layers: set[int] = set()
         self._n_experts = 0
 
@@ -212,18 +219,23 @@ class ExpertCounter:
         """Layers, choices (L, E) and the choices of the busiest layer since the last look; None: there were none."""
         import numpy as np
 
-        last, self._last = self._last, told
         for layer, expert in (place for cells in told.by_engine.values() for place in cells):
             self._layers.add(layer)
             self._n_experts = max(self._n_experts, expert + 1)
-        if last is None or last.of_step != told.of_step:
+        if self._of_step is not told.of_step:
+            self._last, self._of_step = dict(told.by_engine), told.of_step
             return None
         layers = sorted(self._layers)
         row_of = {layer: row for row, layer in enumerate(layers)}
         more_LE = np.zeros((len(layers), self._n_experts))
         for engine, cells in told.by_engine.items():
-            for (layer, expert), value in _more(last.by_engine.get(engine, {}), cells, told.of_step).items():
+            before = self._last.pop(engine, {})
+            more = _more(before, cells, told.of_step)
+            self._last[engine] = cells if more is cells else {**before, **cells}
+            for (layer, expert), value in more.items():
                 more_LE[row_of[layer], expert] += value
+        for engine in list(self._last)[: -max(MOST_ENGINES, len(told.by_engine))]:
+            del self._last[engine]
         choices_LE = np.rint(more_LE).astype(np.int64)
         most = int(choices_LE.sum(axis=1).max())
         return (layers, choices_LE, most) if most else None
