@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from gateway_property_fixtures import CHAT, Gateway, backend, gateway, refused, until
+from gateway_property_fixtures import CHAT, Gateway, backend, gateway, refused, statuses, until
 
 from breakeven.gateway.keys import store
 from breakeven.gateway.plan.limits import Limits
@@ -312,6 +312,17 @@ SOUND = (
 MODEL = (b'content-disposition: form-data; name="model"', b"speech")
 LISTED = b'content-disposition: form-data; name="%b"'
 KIND = b"multipart/form-data; boundary=xyz"
+
+
+def test_what_was_read_as_json_goes_on_as_json(tmp_path: Path) -> None:
+    """`curl -d` calls every body a form, and some clients do not say what theirs is; vLLM refuses both."""
+    unnamed = b"POST %b HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    kinds = ("application/x-www-form-urlencoded", "text/plain", "application/json; charset=utf-8")
+    with ScriptedServer("ok") as server, gateway(tmp_path, {"backends": [backend("b", server.url)]}) as running:
+        for kind in kinds:
+            assert running.ask(BODY, {"content-type": kind})[0] == 200
+        assert statuses(running.raw(unnamed % (CHAT.encode(), len(BODY)) + BODY)) == [200]
+        assert [headers["content-type"] for headers in server.seen.headers] == ["application/json"] * 4
 
 
 def test_a_form_goes_on_with_another_model_and_no_other_change(tmp_path: Path) -> None:
