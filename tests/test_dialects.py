@@ -29,7 +29,7 @@ from breakeven.engines.backend import Backend
 from breakeven.engines.openai_url import connect, parse_url
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
-from breakeven.gateway.serve.speech import Speech, forget_former, remembered
+from breakeven.gateway.serve.speech import KNOWN_S, Speech, forget_former, remembered
 from breakeven.gateway.shared.block import Shape, SharedBlock
 from breakeven.measure.bodies import prepare_bodies
 from breakeven.measure.events import RequestDone
@@ -581,9 +581,39 @@ def test_a_server_that_takes_anothers_name_at_a_reload_has_taught_nothing() -> N
         Speech(plan, slot, block).learn([Lesson("seed")])
     assert remembered(one) == (Lesson("seed"),)
     moved = replace(two, url="http://127.0.0.1:3/v1")
-    before, after = (GatewayPlan(path=None, backends=plans) for plans in ((one, two), (one, moved)))
-    forget_former(before, after, block, {"one": 0, "two": 1})
+    former = Speech(two, 1, block)
+    forget_former(GatewayPlan(path=None, backends=(one, moved)), block, {"one": 0, "two": 1})
+    former.learn([Lesson("user")])  # of a worker that still drains
     assert [Speech(plan, slot, block).dialect.body for slot, plan in enumerate((one, moved))] == [{"seed": "drop"}, {}]
+
+
+def test_what_a_server_taught_holds_for_a_day_and_over_reloads_that_leave_it_as_it_is() -> None:
+    block = SharedBlock(Shape(workers=3, backends=1, keys=1, models=1, experiments=1))
+    plan = BackendPlan(name="one", url="http://127.0.0.1:1/v1")
+
+    def reload(new: BackendPlan) -> tuple[dict[str, Any], int, frozenset[str]]:
+        """What a new worker knows of it."""
+        forget_former(GatewayPlan(path=None, backends=(new,)), block, {"one": 0})
+        speech = Speech(new, 0, block)
+        return dict(speech.dialect.body), speech.most_output, speech.untold
+
+    def teach() -> None:
+        speech = Speech(plan, 0, block)
+        speech.learn([Lesson("seed")])
+        speech.writes_at_most(8192)
+        speech.refuses(frozenset({"reasoning"}))
+
+    teach()
+    all_of_it = ({"seed": "drop"}, 8192, frozenset({"reasoning"}))
+    assert reload(replace(plan, limit=7)) == all_of_it, "another limit is no other server"
+    assert reload(replace(plan, max_output=20_000)) == ({"seed": "drop"}, 20_000, frozenset()), "this is to be tried"
+    assert reload(replace(plan, url="http://127.0.0.1:2/v1")) == ({}, 32_000, frozenset())
+    reload(plan)
+    teach()
+    now_s = block.now_s() + KNOWN_S
+    block.now_s = lambda: now_s  # type: ignore[method-assign]
+    speech = Speech(plan, 0, block)
+    assert (speech.dialect.body, speech.most_output, speech.untold) == ({}, 32_000, frozenset()), "that was yesterday"
 
 
 def test_a_server_without_streams_is_connected_to() -> None:

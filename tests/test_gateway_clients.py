@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from gateway_property_fixtures import CHAT, Gateway, backend, gateway, refused, until
+from gateway_property_fixtures import CHAT, Gateway, backend, gateway, refused, statuses, until
 
 from breakeven.gateway.keys import store
 from breakeven.gateway.plan.limits import Limits
@@ -314,6 +314,17 @@ LISTED = b'content-disposition: form-data; name="%b"'
 KIND = b"multipart/form-data; boundary=xyz"
 
 
+def test_what_was_read_as_json_goes_on_as_json(tmp_path: Path) -> None:
+    """`curl -d` calls every body a form, and some clients do not say what theirs is; vLLM refuses both."""
+    unnamed = b"POST %b HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    kinds = ("application/x-www-form-urlencoded", "text/plain", "application/json; charset=utf-8")
+    with ScriptedServer("ok") as server, gateway(tmp_path, {"backends": [backend("b", server.url)]}) as running:
+        for kind in kinds:
+            assert running.ask(BODY, {"content-type": kind})[0] == 200
+        assert statuses(running.raw(unnamed % (CHAT.encode(), len(BODY)) + BODY)) == [200]
+        assert [headers["content-type"] for headers in server.seen.headers] == ["application/json"] * 4
+
+
 def test_a_form_goes_on_with_another_model_and_no_other_change(tmp_path: Path) -> None:
     got: list[tuple[str, bytes]] = []
 
@@ -612,6 +623,30 @@ def test_a_chat_without_a_limit_has_as_many_tokens_as_a_server_of_messages_gives
             assert limits("short") == [2000], "half of what it takes"
             asked = {"model": "usual", "messages": ASKED["messages"], "max_tokens": 9000}
             assert running.ask(asked)[0] == 400, "a client's own limit is its own affair"
+            plan["backends"][0]["limit"] = 7
+            assert "reloaded: generation 1" in running.reload(plan)
+            assert limits("usual") == [8192], "nothing was said of another server"
+            plan["backends"][0]["max_output"] = 20_000
+            running.reload(plan)
+            until(lambda: limits("usual") == [20_000, 8192], "a trial of what is said anew")  # old workers still drain
+
+
+def test_a_limit_in_a_clients_own_words_limits_nobody_else(tmp_path: Path) -> None:
+    """A server that repeats what it refuses: here its prompt, which says what such a server would say of its model."""
+    words = "max_tokens: 32000 > 3"
+
+    def echoing(question: ScriptedRequest) -> Step:
+        if question.fields["max_tokens"] == 32_000 and words in str(question.fields["messages"]):
+            told = {"detail": [{"msg": "no room for this", "input": question.fields["messages"]}]}
+            return whole(json.dumps(told).encode(), status=422)
+        return None
+
+    with ScriptedServer(echoing) as server:
+        plan = {"backends": [backend("b", server.url, endpoints=[MESSAGES])]}
+        with gateway(tmp_path, plan) as running:
+            for text in (words, "hi"):
+                assert running.ask({"model": "b", "messages": [{"role": "user", "content": text}]})[0] == 200
+            assert [json.loads(body)["max_tokens"] for body in server.seen.bodies] == [32_000, 3, 32_000]
 
 
 def test_a_limit_of_ours_that_leaves_no_room_for_a_prompt_is_lowered_for_that_prompt(tmp_path: Path) -> None:
@@ -745,4 +780,7 @@ def test_a_chat_that_refuses_earlier_thoughts_is_asked_without(tmp_path: Path) -
             assert asked("strict") == ([both, {"reasoning"}], "")
             assert asked("strict") == ([{"reasoning"}], "")
             assert asked("stricter") == ([both, {"reasoning"}, set()], "reasoning_content")
+            assert asked("stricter") == ([set()], "reasoning_content")
+            running.reload({**plan, "limits": {"idle": "80s"}})
+            assert asked("strict") == ([{"reasoning"}], "")
             assert asked("stricter") == ([set()], "reasoning_content")

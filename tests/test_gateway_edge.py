@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import json
 import socket
+import time
 
 import pytest
 
 from breakeven.gateway.plan.limits import Limits
+from breakeven.wire.accepted import ServerConnection
 from breakeven.wire.listen import open_sockets
 from breakeven.wire.message import Request, Responder, error_body
 from breakeven.wire.server import HttpServer
@@ -386,6 +388,72 @@ def test_slow_requests_get_408(loop: Loop) -> None:
         async with serving(never, read_s=0.2) as (_, port):
             assert code(await talk(port, b"GET / HT")) == (408, "request_timeout")
             assert code(await talk(port, [post, *[b"x"] * 8], pause_s=0.03)) == (408, "request_timeout")
+
+    on(loop, work)
+
+
+class Wire:
+    """Enough of a transport for a connection that is driven by hand."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.closed = False
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def write_eof(self) -> None:
+        self.closed = True
+
+    close = write_eof
+
+
+def test_a_server_that_was_away_itself_takes_that_time_from_nobody(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = 10**12
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now_ns)
+
+    async def work() -> None:
+        """Nothing is awaited, so that no timer of the loop looks as well."""
+        nonlocal now_ns
+        server = HttpServer(echo, Limits(read_s=30.0, idle_s=75.0, unasked_s=75.0, write_s=60.0))
+        pairs = [(ServerConnection(server), Wire()) for _ in range(3)]
+        (idle, first), (half, second), (upload, third) = pairs
+
+        def look(after_s: float) -> list[bool]:
+            nonlocal now_ns
+            now_ns += round(after_s * 1e9)
+            server._tick()
+            return [wire.closed for _, wire in pairs]
+
+        for connection, wire in pairs:
+            connection.connection_made(wire)  # type: ignore[arg-type]
+        look(0.0)
+        idle.data_received(get(b"/one"))
+        half.data_received(b"GET / HT")
+        upload.data_received(b"POST /three HTTP/1.1\r\n" + HOST + b"Content-Length: 40\r\n\r\n")
+        assert look(1.0) == [False] * 3
+        assert look(600.0) == [False] * 3, "what was sent meanwhile is not read yet"
+        idle.data_received(get(b"/two"))
+        half.data_received(b"TP/1.1\r\n" + HOST + b"\r\n")
+        assert [reply.body for reply in replies(first.written)] == [b"GET /one  ", b"GET /two  "]
+        assert [reply.status for reply in replies(second.written)] == [200]
+        for _ in range(20):
+            upload.data_received(b"x")
+            assert look(1.0) == [False] * 3, "it has as long as it had before"
+        upload.data_received(b"x" * 20)
+        assert replies(third.written)[0].status == 200
+        for _ in range(80):
+            closed = look(1.0)
+        assert closed == [True] * 3, "who is silent while it is here is late"
+        server.stop_looking()
+        for connection, _ in pairs:
+            connection.connection_lost(None)
 
     on(loop, work)
 

@@ -332,3 +332,30 @@ async def test_workers_share_the_places_of_a_backend_between_keys(monkeypatch: p
     assert not any(block.held.cells)
     claims = (UnderWay.CLAIM_PRIORITY, UnderWay.CLAIM_FEWER, UnderWay.CLAIM_NS)
     assert [block.load.total(SLOT, column) for column in claims] == [0, 0, 0]
+
+
+async def test_a_worker_that_was_away_itself_takes_that_time_from_nobody_in_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is awaited, so that no timer of the loop looks as well."""
+    now_s = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(time, "monotonic_ns", lambda: round(now_s * 1e9))
+    lane = lane_of(SharedBlock(SHAPE), limit=1)
+    line = WaitingLine(asyncio.get_running_loop(), Limits(), 60.0)
+    first, second, third = (Standing(lane, line, 0, queue_s=30.0) for _ in range(3))
+    assert [one.goes for one in (first, second, third)] == [True, False, False]
+    now_s += 100.0
+    line._look()
+    assert [one.lost for one in (second, third)] == ["", ""], "the answer before them may be here, unread"
+    first.end()
+    assert second.goes
+    for _ in range(58):
+        now_s += 0.5
+        line._look()
+    assert not third.lost
+    for _ in range(4):
+        now_s += 0.5
+        line._look()
+    assert third.lost
+    second.end()

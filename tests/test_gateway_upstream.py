@@ -461,6 +461,45 @@ async def test_an_answer_that_never_ends_is_given_up() -> None:
             assert (memory.ends, memory.detail) == (["timeout"], "not finished within 0.3 s")
 
 
+class Sitting:
+    """A client with `count` requests under way, by a clock that stands still; `look` is what its timer calls."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        self.now_ns = 10**12
+        monkeypatch.setattr(time, "monotonic_ns", lambda: self.now_ns)
+        waits = Timeouts(connect_s=5, first_byte_s=10, idle_s=10, total_s=900)
+        self.client = HttpClient("http://127.0.0.1:1", timeouts=waits)
+        self.sinks = [Memory() for _ in range(count)]
+        self.connections = [ClientConnection(self.client) for _ in self.sinks]
+        for connection, sink in zip(self.connections, self.sinks, strict=True):
+            connection.connection_made(FakeTransport())  # type: ignore[arg-type]
+            self.client.release(connection)
+            self.client.send(CHAT, (), b"{}", sink)
+
+    def look(self, after_s: float) -> list[list[str]]:
+        """How each has ended."""
+        self.now_ns += round(after_s * 1e9)
+        self.client._sweep()
+        return [list(sink.ends) for sink in self.sinks]
+
+
+async def test_who_was_away_itself_looks_once_more_before_it_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is awaited, so that no timer of the loop looks as well."""
+    one = Sitting(monkeypatch, 2)
+    assert one.look(0.5) == [[], []]
+    assert one.look(100.0) == [[], []], "it was stopped, and its sockets are not read yet"
+    one.connections[0].data_received(OK)
+    assert one.look(0.5) == [["end"], ["timeout"]]
+    assert one.sinks[1].detail == "no first byte within 10 s"
+    again = Sitting(monkeypatch, 1)
+    assert [again.look(100.0), again.look(100.0)] == [[[]], [["timeout"]]], "one round more, and no other"
+    usual = Sitting(monkeypatch, 1)
+    seen = [usual.look(0.6) for _ in range(17)]
+    assert seen == [[[]]] * 16 + [[["timeout"]]], "a look that is a little late judges"
+    for client in (one.client, again.client, usual.client):
+        await client.close()
+
+
 @on_both_loops
 async def test_get() -> None:
     with ChaosServer() as server:

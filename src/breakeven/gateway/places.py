@@ -172,6 +172,10 @@ class Gate(Generic[Ticket]):
         late, self._late = self._late, []
         return late
 
+    def excuse(self, by_s: float) -> None:
+        """Everybody in line may wait so much longer."""
+        self._deadlines = [(deadline_s + by_s, number, ticket) for deadline_s, number, ticket in self._deadlines]
+
     def pushed_out(self) -> list[Ticket]:
         """Those that lost their place in line to another since the last call."""
         out, self._out = self._out, []

@@ -1,7 +1,8 @@
 """What holds for all requests of a server together, and within one body before anybody takes it apart.
 
 Bytes of large bodies (`HeldBodies`), connections of one address and of all (`Crowds`), nesting and keys of JSON
-(`JsonLook`), which is looked at part by part so that a large body delays nobody else (`JsonLine`).
+(`JsonLook`), which is looked at part by part so that a large body delays nobody else (`JsonLine`). And when whoever
+looks for those who are late may judge them (`Lookout`).
 """
 
 from __future__ import annotations
@@ -65,6 +66,32 @@ class ServerLimits:
     read_s: float = 30.0
     idle_s: float = 75.0
     write_s: float = 60.0
+
+
+class Lookout:
+    """Whether a timer that looks for who is late may judge them.
+
+    A process that was itself away (stopped, swapped out, held up) finds all times run out on its return, and a loop
+    calls its timers before it reads its sockets: what came meanwhile would count as never sent. So a look that comes
+    long after it was due judges nobody, but never two in a row; before the next one the sockets are read.
+    """
+
+    __slots__ = ("_due_ns", "_excused", "_slack_ns")
+
+    def __init__(self) -> None:
+        self._due_ns = self._slack_ns = 0
+        self._excused = False
+
+    def due_in(self, wait_s: float, slack_s: float | None = None) -> None:
+        """When the next look is due. `slack_s`: so late it may be; None: as long as until then."""
+        self._due_ns = time.monotonic_ns() + round(1e9 * wait_s)
+        self._slack_ns = round(1e9 * (wait_s if slack_s is None else slack_s))
+
+    def away_ns(self, now_ns: int) -> int:
+        """How late this look is, which runs now, where that is so much that it may not judge; else 0."""
+        late_ns = now_ns - self._due_ns
+        self._excused = self._due_ns > 0 and late_ns > self._slack_ns and not self._excused
+        return late_ns if self._excused else 0
 
 
 SMALL_BODY = 1 << 16

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from breakeven.errors import BreakevenError
 from breakeven.version import __version__
+from breakeven.wire.bounds import Lookout
 from breakeven.wire.connection import ClientConnection, Exchange
 from breakeven.wire.message import Headers, Sink, Trouble
 from breakeven.wire.target import (
@@ -129,6 +130,7 @@ class HttpClient:
         self._closed = False
         self._sweep_s = _SWEEP_S
         self._sweeper: asyncio.TimerHandle | None = None
+        self._lookout = Lookout()
 
     def renew(self, tls: ssl.SSLContext) -> None:
         """Trust and show this from the next connection on."""
@@ -252,7 +254,11 @@ class HttpClient:
                 self._sweeper.cancel()
                 self._sweeper = None
         if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
+            self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        self._lookout.due_in(self._sweep_s)
+        self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
 
     def _refuse(self, exchange: Exchange, trouble: Trouble, why: str) -> None:
         self.live.add(exchange)
@@ -346,7 +352,8 @@ class HttpClient:
         """End whatever is late. One timer for all: a timer a request would cost more than the request."""
         self._sweeper = None
         now_ns = time.monotonic_ns()
-        late = [(exchange, why) for exchange in self.live if (why := exchange.late(now_ns, self._connect_ns))]
+        live = () if self._lookout.away_ns(now_ns) else self.live
+        late = [(exchange, why) for exchange in live if (why := exchange.late(now_ns, self._connect_ns))]
         for exchange, why in late:
             if exchange.task is not None:
                 self._addresses = []  # a black hole: the next one asks for the name anew
@@ -355,7 +362,7 @@ class HttpClient:
             del self._idle[connection]
             connection.close()
         if self._sweeper is None and (self.live or self._idle):
-            self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
+            self._sweep_later()
 
 
 class _Gather:

@@ -12,7 +12,7 @@ from email.utils import formatdate
 
 from breakeven.wire.accepted import ServerConnection
 from breakeven.wire.answer import HttpAnswer
-from breakeven.wire.bounds import Bounds, Crowds, HeldBodies, ServerLimits
+from breakeven.wire.bounds import Bounds, Crowds, HeldBodies, Lookout, ServerLimits
 from breakeven.wire.listen import BACKLOG
 from breakeven.wire.message import Judge, Refused, Request
 from breakeven.wire.tls import TlsConnection
@@ -54,6 +54,7 @@ class HttpServer:
         self._timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event | None = None
         self._sweep_s = max(_SWEEP_MIN_S, min(_SWEEP_S, min(waits) / 10))
+        self._lookout = Lookout()
 
     @property
     def connections(self) -> int:
@@ -145,5 +146,10 @@ class HttpServer:
         self._timer = asyncio.get_running_loop().call_later(self._sweep_s, self._tick)
         self.date_line = f"date: {formatdate(usegmt=True)}\r\n".encode()
         now_ns = time.monotonic_ns()
+        away_ns = self._lookout.away_ns(now_ns)
         for connection in list(self._connections):
-            connection.sweep(now_ns)
+            if away_ns:
+                connection.excuse(away_ns)
+            else:
+                connection.sweep(now_ns)
+        self._lookout.due_in(self._sweep_s)

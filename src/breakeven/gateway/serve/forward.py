@@ -108,7 +108,11 @@ class Forward:
         self.id = home.new_id()
         self.query = BETA if request.query and BETA[1:] in request.query.split("&") else ""
         self.arrived_ns = request.received_ns
-        self.headers: Headers = [header for header in request.headers if header[0] in PASSED]
+        headers = [header for header in request.headers if header[0] in PASSED]
+        if asked.form is None:
+            # It was read as JSON and goes on as such: `curl -d` calls it a form, which some servers refuse (vLLM).
+            headers = [JSON, *(header for header in headers if header[0] != JSON[0])]
+        self.headers: Headers = headers
         self.request_body = request.body
         self.answer: Leg | None = None
         """Whose bytes the client gets."""

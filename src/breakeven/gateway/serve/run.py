@@ -10,9 +10,12 @@ from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import msgspec
 
 from breakeven.errors import UserError, complain, one_line, word_of
-from breakeven.gateway.plan.model import GatewayPlan
+from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.hardware.system import spreads_connections
 
 if TYPE_CHECKING:
@@ -87,11 +90,9 @@ def run(read: Callable[[], GatewayPlan], *, check_only: bool = False) -> int:
     if check_only:
         plan = reading.result(START_S).plan
         backends, models = _counted(len(plan.backends), "backend"), _counted(len(plan.policies), "public model")
-        from breakeven.gateway.serve.speech import told
-
         print(f"{backends}, {models}: it can be served.")
         for backend in plan.backends[:MOST_TOLD]:
-            print(told(backend))
+            print(_told(backend))
         if len(plan.backends) > MOST_TOLD:
             print(f"and {len(plan.backends) - MOST_TOLD} more")
         return 0
@@ -109,6 +110,33 @@ def run(read: Callable[[], GatewayPlan], *, check_only: bool = False) -> int:
         doors = supervisor.doors
         return supervisor.run(lambda: _greet(supervisor.loaded, doors.host, doors.port, doors.admin_port))
     raise UserError("the gateway runs on Linux and macOS; on Windows run it inside WSL")
+
+
+def _told(plan: BackendPlan) -> str:
+    """A backend in one line: where it is asked, in which dialect, where its key goes, and what it is not sent."""
+    from breakeven.gateway.serve.speech import CHAT, remembered
+    from breakeven.wire.target import endpoint_at, split_base
+
+    if plan.url is None:
+        return f"{plan.name}: started here"
+    spoken = plan.spoken
+    root, under = split_base(plan.url)
+    endpoint = CHAT if CHAT in plan.endpoints else plan.endpoints[0]
+    where = f"{root}{endpoint_at(under, endpoint, spoken.query_at(urlsplit(root).path))}"
+    parts = [f"{plan.name}: POST {where}", *([f"through {plan.socket}"] if plan.socket else [])]
+    parts.append(f"as {plan.dialect_name}" if plan.dialect_name else "in no dialect that is known")
+    if plan.api_key_env is not None:
+        parts.append(f"{plan.api_key_env} in {spoken.key_header.lower()}")
+    parts += [f"{name}: {value}" for name, value in spoken.headers.items()]
+    for name, action in spoken.body.items():
+        if action == "drop":
+            parts.append(f"no {name}")
+        elif "rename" in action:
+            parts.append(f"{name} as {action['rename']}")
+        else:
+            parts.append(f"{name} {msgspec.json.encode(action['add']).decode()} added")
+    parts += [f"learned: {lesson}" for lesson in remembered(plan)]
+    return ", ".join(parts)
 
 
 def emitted(target: str, what: Sequence[str], decision: Path | None, out: Path | None) -> int:

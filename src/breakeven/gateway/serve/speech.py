@@ -1,8 +1,9 @@
 """How one backend is asked, as one worker knows it: where, with which headers and fields, and what refusals taught.
 
 A lesson (`wire.lessons`) is learned by one request, whose refusal named a field and which went well without it. All
-workers know it at once, by a number in shared memory; for a day the next start knows it as well, and `serve --check`
-tells it, from a small file in the cache.
+workers know it at once, by a number in shared memory, for a day and over reloads; so long the next start knows it as
+well, and `serve --check` tells it, from a small file in the cache. What translation found out (how much a model writes,
+which thoughts it refuses) is kept so too, but for the file.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
+from zlib import crc32
 
 import msgspec
 
@@ -23,7 +25,7 @@ from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.plan.reach import ENDPOINTS
 from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, body_of, fields_for, form_for, raw
 from breakeven.gateway.shared.block import SharedBlock
-from breakeven.gateway.shared.layout import LESSONS_TAUGHT
+from breakeven.gateway.shared.layout import LESSONS_TAUGHT, MOST_WRITTEN, TAUGHT_BY, TAUGHT_S, UNTOLD
 from breakeven.gateway.translate.chat import SMALL_MAX_TOKENS, USUAL_MAX_TOKENS
 from breakeven.gateway.translate.table import THOUGHTS, Fields, Turned
 from breakeven.hardware.system import cache_home
@@ -47,6 +49,7 @@ KNOWN_S = 86_400.0
 LEFT_OUT = b"x-breakeven-left-out"
 """Header that names fields of a client's body that its backend does not take and was not sent."""
 _MOST_BYTES = 1 << 20
+_TAUGHT = (LESSONS_TAUGHT, MOST_WRITTEN, UNTOLD)
 _READ = 1 << 16
 """Bytes of a refusal that are looked through for a limit."""
 _TOO_MANY = re.compile(rb"max_tokens: (\d{1,9}) > (\d{1,9})")
@@ -68,15 +71,11 @@ class Sent(NamedTuple):
 
 
 class Speech:
-    """Where and how a backend is asked. `slot` is its row in shared memory.
-
-    Of requests that are translated, as this worker has found out since it started: `most_output`, tokens of an answer
-    where a client names no limit and the backend wants one; `untold`, names of thoughts that it refuses.
-    """
+    """Where and how a backend is asked. `slot` is its row in shared memory."""
 
     __slots__ = (
-        "_at", "_dialect", "_headers", "_known", "_number", "_paths", "_plan", "_query", "_spoken", "_under",
-        "most_output", "untold",
+        "_block", "_dialect", "_headers", "_known", "_most", "_number", "_paths", "_plan", "_query", "_row", "_spoken",
+        "_under", "_whose",
     )  # fmt: skip
 
     def __init__(self, plan: BackendPlan, slot: int, block: SharedBlock) -> None:
@@ -85,8 +84,7 @@ class Speech:
         self._spoken = self._dialect = plan.spoken
         self._number = 0
         # Half of what it takes, so that there is room for the prompt.
-        self.most_output = plan.max_output or min(USUAL_MAX_TOKENS, (plan.context or 2 * USUAL_MAX_TOKENS) // 2 or 1)
-        self.untold: frozenset[str] = frozenset()
+        self._most = plan.max_output or min(USUAL_MAX_TOKENS, (plan.context or 2 * USUAL_MAX_TOKENS) // 2 or 1)
         # An agent of its own is the connection's affair (`lane.agent_of`).
         self._headers = [
             (name.lower().encode(), value.encode())
@@ -98,18 +96,50 @@ class Speech:
         self._paths: dict[str, str] = {
             endpoint: endpoint_at(self._under, endpoint, self._query) for endpoint in ENDPOINTS
         }
-        self._known: Any = block.known.mine(0)
-        self._at = slot * block.known.columns + LESSONS_TAUGHT
-        if plan.url is not None and (number := as_number(remembered(plan))):
-            self._known[self._at] = int(self._known[self._at]) | number
+        self._block, self._known = block, block.known.mine(0)
+        self._row, self._whose = slot * block.known.columns, whose(plan)
+        self._known[self._row + TAUGHT_BY] = self._known[self._row + TAUGHT_BY] or self._whose
+        if plan.url is not None and not self._taught(LESSONS_TAUGHT) and (number := as_number(remembered(plan))):
+            self._keep(LESSONS_TAUGHT, number, _memory(plan).at_s)
 
     @property
     def dialect(self) -> Dialect:
         """How it is asked, with all that was learned so far."""
-        number = int(self._known[self._at])
+        number = self._taught(LESSONS_TAUGHT)
         if number != self._number:
             self._number, self._dialect = number, self._spoken.taught(from_number(number))
         return self._dialect
+
+    @property
+    def most_output(self) -> int:
+        """Tokens of a translated answer where its client names no limit and the backend wants one."""
+        told = self._taught(MOST_WRITTEN)
+        return min(told, self._most) if told else self._most
+
+    @property
+    def untold(self) -> frozenset[str]:
+        """Names of earlier thoughts that it refuses."""
+        bits = self._taught(UNTOLD)
+        return frozenset(name for k, name in enumerate(THOUGHTS) if bits >> k & 1)
+
+    def _taught(self, column: int) -> int:
+        """What it taught within the last day; 0: nothing."""
+        known, row = self._known, self._row
+        value = int(known[row + column])
+        if value and known[row + TAUGHT_BY] != self._whose:
+            return 0
+        if value and self._block.now_s() - known[row + TAUGHT_S] > KNOWN_S:
+            for one in _TAUGHT:
+                known[row + one] = 0.0
+            return 0
+        return value
+
+    def _keep(self, column: int, value: int, at_s: float | None = None) -> None:
+        # Of two workers at once the later one wins.
+        if self._known[self._row + TAUGHT_BY] != self._whose:
+            return
+        self._known[self._row + TAUGHT_S] = self._block.now_s() if at_s is None else at_s
+        self._known[self._row + column] = value
 
     def sent(
         self, endpoint: str, headers: Headers, fields: Fields, own: Iterable[str] = (), more: Iterable[Lesson] = ()
@@ -143,10 +173,18 @@ class Speech:
         return [*headers, *(pair for pair in self._headers if pair[0] not in said)]
 
     def learn(self, lessons: Iterable[Lesson]) -> None:
-        """It answered without what it had refused: keep that. Of two workers at once the later one wins."""
-        number = int(self._known[self._at]) | as_number(lessons)
-        self._known[self._at] = number
+        """It answered without what it had refused: keep that."""
+        number = self._taught(LESSONS_TAUGHT) | as_number(lessons)
+        self._keep(LESSONS_TAUGHT, number)
         remember(self._plan, from_number(number))
+
+    def writes_at_most(self, tokens: int) -> None:
+        """It answered with this limit, after it had refused a higher one as more than its model writes."""
+        self._keep(MOST_WRITTEN, min(tokens, self.most_output))
+
+    def refuses(self, thoughts: frozenset[str]) -> None:
+        """It answered without these."""
+        self._keep(UNTOLD, sum(1 << THOUGHTS.index(name) for name in thoughts | self.untold))
 
 
 class AskedFor(Protocol):
@@ -180,7 +218,8 @@ class Question:
         self._left_out: list[str] = []
         self._lessons: tuple[Lesson, ...] = ()
         self._doubted = False
-        self._most, self._lowered, self._untold = speech.most_output, False, speech.untold
+        self._most, self._untold = speech.most_output, speech.untold
+        self._lowered = False
         self._fits: int | None = None
         """Tokens of an answer for which there is room behind this prompt, where there are fewer."""
         self.adds: Mapping[str, msgspec.Raw] = {}
@@ -247,6 +286,9 @@ class Question:
         told = _TOO_MANY.search(refusal)
         if told and not self._lowered and int(told[1]) == asked and 0 < int(told[2]) < asked:
             self._most, self._lowered = int(told[2]), True
+            sent = body_of(self._fields)
+            # Words of its client's, which it may only have repeated, limit nobody else.
+            self._doubted = self._doubted or b"\\u" in sent or _TOO_MANY.search(sent) is not None
             return True
         told = _NO_SPACE.search(refusal)
         if told and int(told[2]) == asked:
@@ -266,9 +308,10 @@ class Question:
         """It was answered: what its refusals taught is true."""
         if self._lessons and not self._doubted:
             self._speech.learn(self._lessons)
-        self._speech.most_output = min(self._speech.most_output, self._most)
-        if not self._lessons:  # else that may have been all that was wrong
-            self._speech.untold |= self._untold
+        if self._lowered and not self._doubted:
+            self._speech.writes_at_most(self._most)
+        if not self._lessons and self._untold != self._speech.untold:  # else that may have been all that was wrong
+            self._speech.refuses(self._untold)
 
     @property
     def translated_to(self) -> str:
@@ -294,26 +337,32 @@ class _Memory(msgspec.Struct):
     lessons: list[str] = []
     at_s: float = 0.0
 
+    def holds(self) -> bool:
+        """Whether that was within the last day."""
+        return 0 <= time.time() - self.at_s < KNOWN_S
+
 
 def remembered(plan: BackendPlan) -> tuple[Lesson, ...]:
     """What a backend taught within the last day."""
-    memory = _memories().get(_name(plan))
-    if memory is None or not 0 <= time.time() - memory.at_s < KNOWN_S:
-        return ()
-    return tuple(lesson for lesson in LESSONS if str(lesson) in memory.lessons)
+    lessons = _memory(plan).lessons
+    return tuple(lesson for lesson in LESSONS if str(lesson) in lessons)
 
 
 def remember(plan: BackendPlan, lessons: Iterable[Lesson]) -> None:
     """Keep what a backend taught; where nothing can be written, the next start learns it again."""
-    now_s = time.time()
     with contextlib.suppress(OSError, UserError):
         file = _file()
-        found = {name: memory for name, memory in _memories().items() if 0 <= now_s - memory.at_s < KNOWN_S}
-        found[_name(plan)] = _Memory(list(map(str, lessons)), now_s)
+        found = {name: memory for name, memory in _memories().items() if memory.holds()}
+        found[_name(plan)] = _Memory(list(map(str, lessons)), time.time())
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f".{file.name}.{os.getpid()}")
         part.write_bytes(msgspec.json.encode(found))
         part.replace(file)
+
+
+def _memory(plan: BackendPlan) -> _Memory:
+    found = _memories().get(_name(plan))
+    return found if found is not None and found.holds() else _Memory()
 
 
 def _memories() -> dict[str, _Memory]:
@@ -332,32 +381,16 @@ def _name(plan: BackendPlan) -> str:
     return f"{plan.url} {plan.served_model or plan.name}"
 
 
-def told(plan: BackendPlan) -> str:
-    """A backend in one line: where it is asked, in which dialect, where its key goes, and what it is not sent."""
-    if plan.url is None:
-        return f"{plan.name}: started here"
-    spoken = plan.spoken
-    root, under = split_base(plan.url)
-    endpoint = CHAT if CHAT in plan.endpoints else plan.endpoints[0]
-    where = f"{root}{endpoint_at(under, endpoint, spoken.query_at(urlsplit(root).path))}"
-    parts = [f"{plan.name}: POST {where}", *([f"through {plan.socket}"] if plan.socket else [])]
-    parts.append(f"as {plan.dialect_name}" if plan.dialect_name else "in no dialect that is known")
-    if plan.api_key_env is not None:
-        parts.append(f"{plan.api_key_env} in {spoken.key_header.lower()}")
-    parts += [f"{name}: {value}" for name, value in spoken.headers.items()]
-    for name, action in spoken.body.items():
-        parts.append(f"no {name}" if action == "drop" else f"{name} {_action(action)}")
-    parts += [f"learned: {lesson}" for lesson in remembered(plan)]
-    return ", ".join(parts)
+def whose(plan: BackendPlan) -> int:
+    """A number for the server that a backend is, and for what was said of how much it writes."""
+    return crc32(repr((_name(plan), plan.local, plan.max_output)).encode()) or 1
 
 
-def _action(action: dict[str, Any]) -> str:
-    return f"as {action['rename']}" if "rename" in action else f"{msgspec.json.encode(action['add']).decode()} added"
-
-
-def forget_former(before: GatewayPlan, after: GatewayPlan, block: SharedBlock, rows: Mapping[str, int]) -> None:
-    """What servers taught that a reload replaces under their names is not true of the new ones."""
-    former = {backend.name: _name(backend) for backend in before.backends}
-    for backend in after.backends:
-        if former.get(backend.name) != _name(backend):
-            block.known.put(0, rows[backend.name], LESSONS_TAUGHT, 0.0)
+def forget_former(plan: GatewayPlan, block: SharedBlock, rows: Mapping[str, int]) -> None:
+    """What was taught by servers that others take the places of, by their names, is not true of these."""
+    for backend in plan.backends:
+        row, server = rows[backend.name], whose(backend)
+        if block.known.get(0, row, TAUGHT_BY) != server:
+            for column in _TAUGHT:
+                block.known.put(0, row, column, 0.0)
+            block.known.put(0, row, TAUGHT_BY, server)

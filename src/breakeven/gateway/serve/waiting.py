@@ -9,9 +9,12 @@ from typing import Literal
 from breakeven.gateway.plan.limits import Limits
 from breakeven.gateway.serve.lane import Lane, Waiter
 from breakeven.gateway.shared.layout import Known, State, UnderWay
+from breakeven.wire.bounds import Lookout
 
 LOOK_S = 0.01
 """Places that other workers free, and engines that became ready, are seen this late at most."""
+AWAY_S = 1.0
+"""What a look may be late; beyond, this process was away, and that time is taken from nobody's patience."""
 TELL_S = 1.0
 """A client that waits for an engine hears this often how far it is."""
 
@@ -26,6 +29,7 @@ class WaitingLine:
         self._wanted: dict[Lane, dict[Waiter, tuple[float, float]]] = {}
         """By engine: who waits, since when, and when it was last told how far it is."""
         self._timer: asyncio.TimerHandle | None = None
+        self._lookout = Lookout()
 
     def ready(self, lane: Lane) -> bool:
         """Whether it can be asked. An engine of ours gets its client here, at the port it came up at."""
@@ -85,11 +89,14 @@ class WaitingLine:
 
     def _watch(self) -> None:
         if self._timer is None:
+            self._lookout.due_in(LOOK_S, AWAY_S)
             self._timer = self._loop.call_later(LOOK_S, self._look)
 
     def _look(self) -> None:
         self._timer = None
         now_s = time.monotonic()
+        if away_ns := self._lookout.away_ns(time.monotonic_ns()):
+            self._excuse(away_ns / 1e9)
         for lane in list(self._queued):
             elsewhere = lane.elsewhere(now_s)
             for waiter in lane.gate.wake(now_s, elsewhere, lane.ahead):
@@ -103,6 +110,14 @@ class WaitingLine:
             self._look_at_engine(lane, now_s)
         if self._queued or self._wanted:
             self._watch()
+
+    def _excuse(self, away_s: float) -> None:
+        """Places that became free meanwhile are seen as soon as the sockets are read."""
+        for lane in self._queued:
+            lane.gate.excuse(away_s)
+        for waiting in self._wanted.values():
+            for waiter, (since_s, told_s) in waiting.items():
+                waiting[waiter] = (since_s + away_s, told_s)
 
     def _look_at_engine(self, lane: Lane, now_s: float) -> None:
         waiting = self._wanted[lane]

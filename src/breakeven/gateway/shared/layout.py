@@ -149,6 +149,14 @@ class Known(IntEnum):
     TTFT_WIDTH = 14
     LESSONS = 15
     """What its refusals taught (`wire.lessons.as_number`)."""
+    MOST_OUTPUT = 16
+    """Tokens that its model writes at most, as a refusal said; 0: none said so."""
+    UNTOLD = 17
+    """Names of earlier thoughts that it refuses, a bit for each of `translate.table.THOUGHTS`."""
+    TAUGHT_S = 18
+    """When it last taught one of these three, by `SharedBlock.now_s`."""
+    TAUGHT_BY = 19
+    """Of which server they are true (`speech.whose`): workers that still drain may ask the one that was here before."""
 
 
 class State(IntEnum):
@@ -209,7 +217,9 @@ TTFT_NS, TTFT_COUNT, TPOT_NS, TPOT_COUNT = map(int, (Count.TTFT_NS, Count.TTFT_C
 
 POLLED_S, RUNNING, WAITING, OURS_AT_POLL = map(int, (Known.POLLED_S, Known.RUNNING, Known.WAITING, Known.OURS_AT_POLL))
 STATE, LOAD_S = int(Known.STATE), int(Known.LOAD_S)
-LESSONS_TAUGHT = int(Known.LESSONS)
+LESSONS_TAUGHT, MOST_WRITTEN, UNTOLD, TAUGHT_S, TAUGHT_BY = map(
+    int, (Known.LESSONS, Known.MOST_OUTPUT, Known.UNTOLD, Known.TAUGHT_S, Known.TAUGHT_BY)
+)
 TTFT_LOG, TPOT_LOG, TTFT_WIDTH = int(Known.TTFT_LOG), int(Known.TPOT_LOG), int(Known.TTFT_WIDTH)
 BYTES_PER_TOKEN, MEAN_OUTPUT = int(Known.BYTES_PER_TOKEN), int(Known.OUTPUT_TOKENS)
 
