@@ -465,6 +465,7 @@ def test_electricity_that_is_not_billed_is_said_beside_any_answer(pair: Decision
     assert (both.outcome, same.outcome) == ("both", "no_difference")
     assert f"{dark.name}: {note}." in both.because
     assert f"{dark.name}: {note}." in same.because
+    assert f"{dark.name} costs the same here, and answers as fast." in same.because
     assert not any(NOT_BILLED in why for why in other.because)
     compared = Mix(shares[1:], cost, dark.name, cost, False)
     assert f"{dark.name}: {note}." in verdict_of(rows, [], compared, Standing(None, 0.0), 1.0, []).because

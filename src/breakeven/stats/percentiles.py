@@ -107,9 +107,9 @@ def percentile_of_blocks(values: Sequence[NDArray[np.floating]], p: float, seed:
 
     Resamples of few blocks are too much alike, so the interval is stretched as a mean's is
     (`intervals.small_sample_stretch`); it is never narrower than that of as many independent values, nor does it reach
-    below the least one. It holds a p99 in 97 to 99 of 100 samples of alike blocks and in 88 to 94 of blocks that differ by
-    a third (3 to 40 blocks of lognormal values; unstretched 72 to 93 and 68 to 93). None when the values are too few for
-    it; without an interval for fewer than three blocks.
+    below the least one. Of 3 to 40 blocks of lognormal values it holds a p99 in 97 to 99 of 100 samples where blocks
+    are alike, in 88 to 94 where they differ by a third (unstretched 72 to 93 and 68 to 93). None where they are too
+    few; without an interval for fewer than three blocks.
     """
     sizes = [len(block) for block in values]
     if sum(sizes) < minimum_n(p):
