@@ -225,6 +225,11 @@ def test_growth_reaches_the_next_flip() -> None:
     assert flip is not None
     assert flip.at is not None
     assert flip.at.value == pytest.approx(1.0, abs=0.1)
+    there = handovers[0].rate_per_s.value
+    for times, when in ((1.01, "in less than a month"), (1.45, "in about 6 months"), (3.8, "in about 1.9 years")):
+        near = growth_flip(handovers, there / times, 1.0)
+        assert near is not None
+        assert near.meaning.endswith(when)
     assert growth_flip(handovers, 15.0, 1.0) is None
     assert growth_flip(handovers, 5.0, 0.0) is None
 
