@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from breakeven.answer.flips import along, growth_flip, precision_flips
 from breakeven.answer.mixes import MixPart, best_mix
 from breakeven.answer.next import calibration_of, narrowest
-from breakeven.answer.regions import handovers_of, regions_of, winner_at
+from breakeven.answer.regions import handovers_of, regions_of, standing_at, winner_at
 from breakeven.answer.worlds import Contender, Doubt, bills, capacities, factors, span_of, worlds_of
 from breakeven.price.pricing import Power, PricedTraffic
 from breakeven.price.staircase import FleetCurve, in_proportion, staircase
@@ -121,6 +121,26 @@ def test_no_difference_is_an_answer() -> None:
     assert [region.winner for region in regions_of(worlds_of([DENSE, twin], RATES[:100], 0))] == [None]
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 0, 2)])
+def test_the_next_best_is_the_same_in_whatever_order_candidates_stand(order: tuple[int, ...]) -> None:
+    """Of two that cost what the winner costs, one as fast and one far slower, the fast one is next: no difference."""
+    three = [
+        DENSE,
+        contender("slow", "dense", 2.0, exact(10.0), e2e_s=3.0),
+        contender("twin", "moe", 2.0, exact(10.0), e2e_s=1.02),
+    ]
+    worlds = worlds_of([three[i] for i in order], RATES[:100], 0)
+    here = standing_at(worlds, 0.5)
+    assert (here.winner, here.runner_up, here.same, here.slower) == ("dense", "twin", True, True)
+    assert [(region.winner, region.runner_up) for region in regions_of(worlds)] == [(None, "twin")]
+
+
+def test_nobody_answers_slower_whose_speed_is_not_known() -> None:
+    silent = replace(contender("silent", "moe", 2.0, exact(10.0)), latency=[])
+    here = standing_at(worlds_of([DENSE, silent], RATES[:100], 0), 0.5)
+    assert (here.winner, here.runner_up, here.same, here.slower) == ("dense", "silent", False, None)
+
+
 def test_a_load_nobody_can_serve_has_no_winner() -> None:
     alone = contender("dense", "dense", 2.0, exact(10.0), max_replicas=1)
     worlds = worlds_of([alone], RATES, 0)
@@ -205,6 +225,11 @@ def test_growth_reaches_the_next_flip() -> None:
     assert flip is not None
     assert flip.at is not None
     assert flip.at.value == pytest.approx(1.0, abs=0.1)
+    there = handovers[0].rate_per_s.value
+    for times, when in ((1.01, "in less than a month"), (1.45, "in about 6 months"), (3.8, "in about 1.9 years")):
+        near = growth_flip(handovers, there / times, 1.0)
+        assert near is not None
+        assert near.meaning.endswith(when)
     assert growth_flip(handovers, 15.0, 1.0) is None
     assert growth_flip(handovers, 5.0, 0.0) is None
 

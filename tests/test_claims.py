@@ -36,7 +36,7 @@ from breakeven.measure.progress import ProgressState, RatioRow
 from breakeven.pages.claims import markdown
 from breakeven.results.claims import Claim, ClaimFinding, ClaimPart, ClaimRun, Claims, ClaimSource
 from breakeven.results.comparison import Comparison, NodeProfile, Pair
-from breakeven.stats.estimate import Estimate
+from breakeven.stats.estimate import Estimate, exactly
 from tests.cli_fixtures import run_here
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -209,6 +209,31 @@ def test_the_data_is_whole() -> None:
             assert len(part.along) <= 1
             for case in part.cases:
                 assert case.record if case.published else case.of, f"{spec.name}: {case.label}"
+
+
+def test_a_rule_does_not_refute_the_numbers_its_sentence_was_made_from() -> None:
+    """41.4 over 22.0 tokens/s, said as 1.9 times, is 1.88: a rule of 1.9 would say that its own source denies it."""
+    own = [
+        (part, case)
+        for spec in claim_specs()
+        for part in spec.parts
+        for case in part.cases
+        if (case.record or "").startswith("the sentence's own numbers")
+    ]
+    assert own
+    for part, case in own:
+        assert part.holds.judges(exactly(published_number(case).value)) == "holds"
+
+
+def test_both_models_of_a_tail_are_named_each_at_its_own_loads() -> None:
+    (part,) = [p for spec in claim_specs() for p in spec.parts if spec.name == "p99" and p.says == "MoE over dense"]
+    case = part.cases[0]
+    cases = [msgspec.structs.replace(case, utilisation=share) for share in (0.3, 0.85)]
+    of, over = QUANTITIES["tail-ratio"].commands(cases)
+    assert of.startswith(f"breakeven simulate {case.of} ")
+    assert over.startswith(f"breakeven simulate {case.over} ")
+    rates = [float(command.split("--rate ")[1].split(",")[0]) for command in (of, over)]
+    assert rates[0] > 1.2 * rates[1]
 
 
 def test_speeds_are_of_models_that_fit() -> None:

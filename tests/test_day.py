@@ -46,6 +46,30 @@ def test_a_rented_fleet_pays_for_hours_in_use_and_for_starting() -> None:
     assert here.winner == "dense"
 
 
+@pytest.mark.parametrize(
+    ("hours", "start_s", "paid", "starts"),
+    [
+        # Needed every other hour, and two hours to start: it is never worth stopping.
+        ([10.0, 0.0] * 12, 7200.0, 24.0, 0),
+        ([10.0, 0.0] * 12, 1800.0, 18.0, 12),
+        ([10.0, 0.0] * 12, 3600.0, 24.0, 0),
+        ([0.0] * 23 + [10.0], 7200.0, 3.0, 1),
+        ([0.0] * 23 + [10.0], 5400.0, 2.5, 1),
+        # Two hours apart: of an hour and a half only one half is not paid for.
+        ([10.0, 0.0, 0.0] * 8, 5400.0, 20.0, 8),
+        ([0.0] * 23 + [10.0], 40 * 3600.0, 24.0, 0),
+        ([0.0] * 22 + [10.0, 20.0], 7200.0, 4.0 + 3.0, 2),
+    ],
+)
+def test_no_machine_is_paid_for_twice_at_one_moment(
+    hours: list[float], start_s: float, paid: float, starts: int
+) -> None:
+    scale = Scaling(least=0, start_s=start_s)
+    (bill,) = day_of([one("a", Rented(usd_per_hour=1.0), 10.0, scale=scale)], hours, 0)[0].bills
+    assert bill.usd_per_day.value == pytest.approx(paid)
+    assert bill.starts == starts
+
+
 def test_a_bought_fleet_is_as_large_as_the_busiest_hour_needs() -> None:
     own = Own(usd=HOURS_PER_YEAR, life_years=1, usd_per_kwh=0.5, idle_w=100, busy_w=300)
     power = Power(idle_w=100, busy_w=300)

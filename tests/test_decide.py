@@ -22,8 +22,9 @@ from breakeven.errors import UserError
 from breakeven.hardware.machine import MachineSpec
 from breakeven.model.quality.scores import QualityScore
 from breakeven.pages.decision_terminal import print_decision
-from breakeven.pages.decision_words import runs_on
+from breakeven.pages.decision_words import month_text, runs_on
 from breakeven.price.pricing import NOT_BILLED
+from breakeven.results.cost import ENDLESS
 from breakeven.results.decision import Decision, TrafficShare
 from breakeven.results.lab import Evaluated, Evaluation, Slice, TaskScore
 from breakeven.results.load import CapacityStudy, Limit, LoadModel, Trial
@@ -453,6 +454,14 @@ def test_where_nobody_may_serve_all_parts_loads_flips_and_maps_are_there(tmp_pat
     assert not any("as if each might" in why for why in whole.verdict.because)
 
 
+def test_a_bill_without_an_upper_end_is_shown_without_one(pair: Decision) -> None:
+    usd = Estimate(1.0, 0.5, 70.0)
+    sure, edge = (msgspec.structs.replace(pair.candidates[0], notes=notes) for notes in ([], [f"{ENDLESS}: why"]))
+    assert "-51,1" in month_text(sure, usd)
+    assert "(from 365" in month_text(edge, usd)
+    assert "51,1" not in month_text(edge, usd)
+
+
 def test_electricity_that_is_not_billed_is_said_beside_any_answer(pair: Decision) -> None:
     note = f"{NOT_BILLED}: nobody says what it draws"
     dark, lit = pair.candidates[0], pair.candidates[1]
@@ -465,6 +474,7 @@ def test_electricity_that_is_not_billed_is_said_beside_any_answer(pair: Decision
     assert (both.outcome, same.outcome) == ("both", "no_difference")
     assert f"{dark.name}: {note}." in both.because
     assert f"{dark.name}: {note}." in same.because
+    assert f"{dark.name} costs the same here, and answers as fast." in same.because
     assert not any(NOT_BILLED in why for why in other.because)
     compared = Mix(shares[1:], cost, dark.name, cost, False)
     assert f"{dark.name}: {note}." in verdict_of(rows, [], compared, Standing(None, 0.0), 1.0, []).because

@@ -35,8 +35,16 @@ from breakeven.price.pricing import (
     unpowered,
     usd_per_added_request,
 )
-from breakeven.price.staircase import LEAST_CAPACITY, FleetCurve, cost_points, in_proportion, per_solved, staircase
-from breakeven.results.cost import Api, BreakEven, Cost, CostPoint, Own, Pricing, Rented, WhatIf
+from breakeven.price.staircase import (
+    LEAST_CAPACITY,
+    FleetCurve,
+    cost_points,
+    endless,
+    in_proportion,
+    per_solved,
+    staircase,
+)
+from breakeven.results.cost import ENDLESS, Api, BreakEven, Cost, CostPoint, Own, Pricing, Rented, WhatIf
 from breakeven.stats.estimate import Estimate
 
 TRAFFIC = PricedTraffic(prompt_tokens=512, output_tokens=256)
@@ -526,6 +534,17 @@ def test_intelligence_per_watt() -> None:
     assert found.solved_share_per_w is not None
     assert found.solved_share_per_w.value == pytest.approx(0.002)
     assert found.solved_share_per_w.high == pytest.approx(0.003)
+
+
+def test_a_bill_without_an_upper_end_is_said_to_have_none() -> None:
+    """What stands there is for a hundredth of the capacity, which nobody predicted."""
+    edge = FleetCapacity((1, 4), (Estimate(0.5, 0.0, 1.0), Estimate(6.0, 0.0, 8.0)), span(2.0))
+    told = endless(edge)
+    assert told is not None
+    assert told.startswith(ENDLESS)
+    # One alone may carry nothing, and four of them something all the same.
+    assert endless(replace(edge, per_s_K=(edge.per_s_K[0], span(6.0)))) is None
+    assert endless(in_proportion(Estimate(0.0, 0.0, 1.0))) is None
 
 
 # --- the contract ----------------------------------------------------------------------------------------------------

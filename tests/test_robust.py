@@ -146,6 +146,14 @@ def test_what_was_left_out_is_in_the_result_the_rows_and_the_levels() -> None:
     assert load_states(blocks, plan, ["a", "b"], 36.0)[0].round_s == 4.0, "noise had every second block repeated"
 
 
+def test_joules_of_a_block_beside_a_neighbour_stay_out_like_its_speed() -> None:
+    """The counter of a package counts what the neighbour draws: three times the energy a token in the flagged blocks."""
+    blocks = [replace(b, joules=24.0 if b.flagged else 8.0) for b in study(LEAST_QUIET, LEAST_QUIET + 1)]
+    found = points(blocks, Plan(streams=(1,)), ["a", "b"])[1].joules_per_token
+    assert found is not None
+    assert (found.value, found.n) == (pytest.approx(1.0), LEAST_QUIET)
+
+
 def test_a_turn_is_its_quiet_rounds() -> None:
     blocks = [
         block(m, 2 * t + i, rate * (0.2 if (i, m) == (1, "b") else 1.0), noisy=(i, m) == (1, "b"), turn=t)

@@ -17,7 +17,7 @@ from breakeven.hardware.machine import machine_text
 from breakeven.model.catalogue import licence_of
 from breakeven.model.quality.scores import QualityScore, quality_of
 from breakeven.model.resolve import bare_name
-from breakeven.price.staircase import cost_points, serves
+from breakeven.price.staircase import cost_points, endless, serves
 from breakeven.results.cost import Api, CostPoint
 from breakeven.results.decision import CandidateResult
 from breakeven.stats.estimate import Estimate
@@ -243,6 +243,7 @@ def result_of(
     shown = sorted({*looked, plan.load_per_s, *of_a_day})
     solved = quality if quality.how in ("own", "published") else None
     cost = _costs(found, shown, solved)
+    boundless = None if found.fleet is None or found.plan.is_api else endless(found.fleet)
     model, promise = found.model, found.promise
     machine, engine, format_name = _where(found)
     top = max((p.tokens_per_s for p in found.latency), default=None) if model is not None else None
@@ -266,7 +267,7 @@ def result_of(
         pricing=found.pricing,
         latency=list(found.latency),
         cost=cost,
-        notes=found.notes,
+        notes=[*found.notes, boundless] if cost and boundless is not None else found.notes,
         kv=model.kv if model is not None else None,
         placement=found.placement,
         placed=None if model is None or model.lies is None else model.lies.placed(),

@@ -141,9 +141,5 @@ def capacity_commands(cases: Sequence[ClaimCase]) -> list[str]:
     ]
 
 
-def what_if_commands(cases: Sequence[ClaimCase]) -> list[str]:
-    return [f"{command} --what-if" for command in capacity_commands(cases)]
-
-
 def no_commands(cases: Sequence[ClaimCase]) -> list[str]:
     return []

@@ -23,7 +23,6 @@ from breakeven.answer.claim_cases import (
     ratio_of,
     said,
     traffic_options,
-    what_if_commands,
 )
 from breakeven.answer.cost import CostOptions, Served, served_as
 from breakeven.errors import UserError
@@ -287,14 +286,18 @@ def _cost_commands(cases: Sequence[ClaimCase]) -> list[str]:
 
 
 def _tail_commands(cases: Sequence[ClaimCase]) -> list[str]:
+    """Either model at the loads that are its own shares of its saturation."""
     first = cases[0]
     if first.skew:
         return []
-    rates = ",".join(f"{_rate(case):g}" for case in cases)
-    where = f"--machine {first.machine}"
-    return [
-        said("breakeven simulate", first.of, where, *case_options(first), f"--rate {rates}", traffic_options(first))
-    ]
+    found = []
+    for name in (first.of, first.over):
+        rates = ",".join(f"{_rate(msgspec.structs.replace(case, of=name)):g}" for case in cases)
+        where = f"--machine {first.machine}"
+        found.append(
+            said("breakeven simulate", name, where, *case_options(first), f"--rate {rates}", traffic_options(first))
+        )
+    return found
 
 
 def _not_computed(cases: Sequence[ClaimCase]) -> list[Estimate]:
@@ -319,7 +322,7 @@ QUANTITIES: dict[str, Quantity] = {
         "P99 of a step over its mean, by routing alone", "times", _each(_routing_spread), no_commands
     ),
     "speculation-ratio": Quantity(
-        "speculative speed-up over speed-up", "times", _each(_speculation_ratio), what_if_commands
+        "speculative speed-up over speed-up", "times", _each(_speculation_ratio), no_commands
     ),
     "energy-ratio": Quantity("energy a token over energy a token", "times", _not_computed, no_commands),
     "power-ratio": Quantity("watts over watts", "times", _not_computed, no_commands),

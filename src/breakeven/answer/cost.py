@@ -35,7 +35,7 @@ from breakeven.price.sensitivity import (
     times,
     what_if,
 )
-from breakeven.price.staircase import cost_points, in_proportion, scaled, serves
+from breakeven.price.staircase import cost_points, endless, in_proportion, scaled, serves
 from breakeven.price.workload import priced_traffic, replica_price, with_answers
 from breakeven.results.cost import Api, Cost, Own, Rented, WhatIf
 from breakeven.stats.estimate import exactly
@@ -130,6 +130,8 @@ def served_as(
         notes.append("the weights and one request do not fit the device's memory")
     elif not serves(fleet):
         notes.append("keeps the service level at no load, not even alone")
+    elif (boundless := endless(fleet)) is not None:
+        notes.append(boundless)
     power = power_of(pricing, profile.idle_w, profile.busy_w, model.devices)
     if (dark := unpowered(pricing, power)) is not None:
         notes.append(dark)

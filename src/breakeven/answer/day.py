@@ -78,9 +78,7 @@ class Hourly:
         running_DH = self.running(hours_H, mine_H)
         most_D = running_DH.max(axis=1)
         with np.errstate(invalid="ignore"):
-            risen_DH = np.maximum(running_DH - np.roll(running_DH, 1, axis=1), 0.0)
-            start_h = 0.0 if self.scaling is None else self.scaling.start_s / 3600.0
-            hours_D = running_DH.sum(axis=1) + start_h * risen_DH.sum(axis=1)
+            hours_D = running_DH.sum(axis=1) + self.starting(running_DH)[1]
             whole = machine_usd_per_hour(pricing, contender.power)
             if isinstance(pricing, Own):
                 standing = machine_usd_per_hour(pricing)
@@ -93,6 +91,25 @@ class Hourly:
         limit = contender.max_replicas
         unable_D = ~np.isfinite(most_D) | (most_D > (np.inf if limit is None else limit))
         return np.where(unable_D, np.inf, usd_D)
+
+    def starting(self, running_DH: Floats) -> tuple[Floats, Floats]:
+        """(machines started, hours paid for beyond those in use while they start) over all hours, each (D).
+
+        One is paid for at every moment from which, within the time it takes to start, an hour comes that needs it: who
+        would be needed again before it had started runs on.
+        """
+        if self.scaling is None:
+            return np.zeros(len(running_DH)), np.zeros(len(running_DH))
+        whole, part = divmod(self.scaling.start_s / 3600.0, 1.0)
+        first_DH = running_DH
+        for ahead in range(1, min(int(whole), running_DH.shape[1] - 1) + 1):
+            first_DH = np.maximum(first_DH, np.roll(running_DH, -ahead, axis=1))
+        # In the last part of an hour one hour more is near enough to start for.
+        last_DH = np.maximum(first_DH, np.roll(running_DH, -1 - int(whole), axis=1))
+        with np.errstate(invalid="ignore"):
+            started_D = (last_DH - first_DH).sum(axis=1)
+            beyond_D = (first_DH - running_DH).sum(axis=1) + part * started_D
+        return started_D, beyond_D
 
     def _joules(self) -> Floats:
         """Of one request more, each draw its own, over what an hour of one a second is: watts."""
@@ -197,8 +214,7 @@ def _running_usd(each: Hourly, hours_H: Floats, mine_H: NDArray[np.bool_]) -> fl
     if isinstance(pricing, Api) or not np.isfinite(usd):
         return usd
     running_H = one.running(hours_H, mine_H)[0]
-    start_h = 0.0 if each.scaling is None else each.scaling.start_s / 3600.0
-    starting_h = start_h * float(np.maximum(running_H - np.roll(running_H, 1), 0.0).sum())
+    starting_h = float(one.starting(running_H[None, :])[1][0])
     whole = machine_usd_per_hour(pricing, each.contender.power)
     if isinstance(pricing, Rented):
         return usd - whole * starting_h
@@ -221,7 +237,7 @@ def _bill(each: Hourly, usd_D: Floats, hours_H: Floats) -> DayBill:
         machines=[int(n) for n in running_H],
         utilisation=whole,
         off_peak_hours=None if hosted else int((used_H < OFF_PEAK).sum()),
-        starts=0 if each.scaling is None else int(np.maximum(running_H - np.roll(running_H, 1), 0).sum()),
+        starts=int(each.starting(running_H[None, :])[0][0]),
         used=[] if hosted else [float(u) if n else 0.0 for u, n in zip(used_H, running_H, strict=True)],
     )
 

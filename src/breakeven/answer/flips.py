@@ -182,8 +182,15 @@ def growth_flip(handovers: Sequence[Handover], rate_per_s: float, growth_per_yea
         to=flip.to,
         at=Estimate(value=years[0], low=years[1], high=years[2]),
         unit="years",
-        meaning=f"growing {growth_per_year:.0%} a year, the load reaches that point in about {years[0]:.1f} years",
+        meaning=f"growing {growth_per_year:.0%} a year, the load reaches that point in {_years_text(years[0])}",
     )
+
+
+def _years_text(years: float) -> str:
+    if years >= 1:
+        return f"about {years:.1f} years"
+    months = round(12 * years)
+    return "less than a month" if months < 1 else f"about {months} month{'s' if months > 1 else ''}"
 
 
 def _cross(share: Floats, values: Sequence[float], level: float) -> float:

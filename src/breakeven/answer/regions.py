@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from breakeven.answer.worlds import COST_TIE, SPEED_TIE, Floats, Indices, Worlds, span_of
+from breakeven.answer.worlds import COST_TIE, SPEED_TIE, UNKNOWN_S, Floats, Indices, Worlds, span_of
 from breakeven.results.decision import Region
 from breakeven.results.point import nearest
 from breakeven.stats.estimate import Estimate, bracketed
@@ -115,7 +115,8 @@ class Standing:
     """How the contenders stand at one load. `winner` None: nobody can serve it.
 
     `sure`: share of the worlds in which the winner wins. `margin`: cost of the runner-up over the winner's, as
-    predicted, with its band. `same`: they cost the same and answer as fast.
+    predicted, with its band. `same`: they cost the same and answer as fast. `slower`: whether the runner-up answers
+    slower as predicted, None where somebody's speed is not known.
     """
 
     winner: str | None
@@ -123,6 +124,7 @@ class Standing:
     runner_up: str | None = None
     margin: Estimate | None = None
     same: bool = False
+    slower: bool | None = None
 
 
 def standing_at(worlds: Worlds, rate_per_s: float) -> Standing:
@@ -137,7 +139,9 @@ def standing_at(worlds: Worlds, rate_per_s: float) -> Standing:
         value = float(worlds.usd_per_hour_CDR[worlds.names.index(name), 0, at] / worlds.usd_per_hour_CDR[index, 0, at])
         if np.isfinite(value):
             margin = bracketed(value, margin.least, margin.most)
-    return Standing(worlds.names[index], sure, name, margin, same)
+    mine, other = (float(worlds.e2e_s_CDR[i, 0, at]) for i in (index, worlds.names.index(name or worlds.names[index])))
+    slower = bool(other > mine) if np.isfinite(mine) and np.isfinite(other) else None
+    return Standing(worlds.names[index], sure, name, margin, same, slower)
 
 
 def winner_at(worlds: Worlds, rate_per_s: float) -> tuple[int, float]:
@@ -168,13 +172,15 @@ def _thresholds(left_DR: Floats, right_DR: Floats, rates_R: Floats) -> Floats:
 def _runner_up(worlds: Worlds, winner: int, at: int) -> tuple[str | None, Estimate | None]:
     """The next best at one load, and its cost over the winner's: the medians of all worlds.
 
-    One world alone may stand on the edge of a stair there, and say twice or half.
+    One world alone may stand on the edge of a stair there, and say twice or half. Of those that cost the same it is the
+    one that answers fastest, as of winners; else the order of the study's candidates would tell.
     """
     costs = np.median(worlds.usd_per_hour_CDR[:, :, at], axis=1)
     costs[winner] = np.inf
-    other = int(costs.argmin())
-    if not np.isfinite(costs[other]):
+    if not np.isfinite(costs.min()):
         return None, None
+    speeds = np.nan_to_num(worlds.e2e_s_CDR[:, 0, at], nan=UNKNOWN_S)
+    other = int(np.where(costs <= costs.min() * (1.0 + COST_TIE), speeds, np.inf).argmin())
     mine_D, other_D = worlds.usd_per_hour_CDR[winner, :, at], worlds.usd_per_hour_CDR[other, :, at]
     both_D = np.isfinite(mine_D) & np.isfinite(other_D)
     ratio_D = other_D[both_D] / mine_D[both_D]

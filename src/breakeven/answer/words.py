@@ -112,7 +112,7 @@ def verdict_of(
     carries = _capacity(best, load_per_s, "this load" if day is None else "the busiest hour")
     because = [*(day.sentences if day is not None else []), carries]
     if day is None and here.runner_up is not None and here.margin is not None:
-        because.append(_margin(here.runner_up, here.margin))
+        because.append(_margin(here.runner_up, here.margin, here))
     if sure < PROBABLE:
         because.append(
             f"Not certain: it wins in {sure:.0%} of the cases that the predictions' errors leave open; measure as said "
@@ -203,7 +203,12 @@ def _capacity(best: CandidateResult, load_per_s: float, load: str) -> str:
     return f"{carries}{replicas}{used}."
 
 
-def _margin(runner_up: str, margin: Estimate) -> str:
+def _margin(runner_up: str, margin: Estimate, here: Standing) -> str:
     if abs(margin.value - 1.0) < COST_TIE:
-        return f"{runner_up} costs the same here, and answers slower."
+        if here.same:
+            return f"{runner_up} costs the same here, and answers as fast."
+        if here.slower is None:
+            return f"{runner_up} costs the same here; which of the two answers faster is not known."
+        faster = "answers faster as predicted, but wins in fewer of the cases that the predictions' errors leave open"
+        return f"{runner_up} costs the same here, and {'answers slower' if here.slower else faster}."
     return f"The next best, {runner_up}, costs {span_text(margin)} times as much."

@@ -25,6 +25,7 @@ from breakeven.pages.decision_words import (
     kind_words,
     latency_at,
     memory_text,
+    month_text,
     notes_of,
     pricing_text,
     quality_text,
@@ -150,7 +151,7 @@ def _bill(candidate: CandidateResult, decision: Decision) -> tuple[str, str, str
     if point is None:
         return NOTHING, NOTHING, NOTHING
     return (
-        usd_span(point.usd_per_hour, MONTH_HOURS),
+        month_text(candidate, point.usd_per_hour),
         NOTHING if point.replicas is None else value_of(point.replicas),
         NOTHING if point.utilisation is None else percent_text(point.utilisation),
     )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from breakeven.model.quality.scores import QualityScore
 from breakeven.pages.load_words import ended, unit_of, workload_rows
 from breakeven.pages.words import NOT_AVAILABLE, bytes_text, count_text, decimals_of, number, percent_text
-from breakeven.results.cost import Api, CostPoint, Own, Pricing
+from breakeven.results.cost import ENDLESS, Api, CostPoint, Own, Pricing
 from breakeven.results.decision import (
     CandidateResult,
     Day,
@@ -94,6 +94,14 @@ def usd_interval(span: Estimate, scale: float = 1.0) -> str:
     places = [_cents(_end_places(span, end, scale), end * scale) for end in (span.least, span.most)]
     low, high = (f"{end * scale:,.{digits}f}" for end, digits in zip((span.least, span.most), places, strict=True))
     return "" if low == high else f"{low}-{high}"
+
+
+def month_text(candidate: CandidateResult, span: Estimate) -> str:
+    """A month of an hourly bill; of one without an upper end, from where on it lies: "$412 (from 380)"."""
+    told, interval = usd_span(span, MONTH_HOURS), usd_interval(span, MONTH_HOURS)
+    if not interval or not any(note.startswith(ENDLESS) for note in candidate.notes):
+        return told
+    return told.replace(interval, f"from {interval.partition('-')[0]}")
 
 
 def _cents(places: int, amount: float) -> int:

@@ -37,7 +37,7 @@ from breakeven.price.pricing import (
     machine_usd_per_hour,
     usd_per_added_request,
 )
-from breakeven.results.cost import Api, CostPoint, Own, Pricing
+from breakeven.results.cost import ENDLESS, Api, CostPoint, Own, Pricing
 from breakeven.stats.estimate import Estimate, around
 
 
@@ -124,6 +124,17 @@ def in_proportion(capacity_per_s: Estimate) -> FleetCapacity:
 def serves(fleet: FleetCapacity) -> bool:
     """Whether any number of replicas carries anything under the service level, as predicted."""
     return any(each.value > 0 for each in fleet.per_s_K)
+
+
+def endless(fleet: FleetCapacity) -> str | None:
+    """That a bill has no upper end, as the largest fleet known may carry nothing; None: it has one."""
+    largest = fleet.per_s_K[-1]
+    if not largest.value > 0 or largest.least >= LEAST_CAPACITY * largest.value:
+        return None
+    return (
+        f"{ENDLESS}: at the low end of its interval no fleet that was looked at keeps the service level, and what "
+        f"stands there is for {LEAST_CAPACITY:.0%} of the capacity"
+    )
 
 
 def curve_ends(fleet: FleetCapacity) -> tuple[FleetCurve, FleetCurve, FleetCurve]:

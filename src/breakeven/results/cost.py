@@ -7,6 +7,8 @@ import msgspec
 from breakeven.stats.estimate import Estimate
 
 COST_SCHEMA = "breakeven.cost/1"
+ENDLESS = "its bill has no upper end"
+"""Begins what is said of a machine whose fleets, at the low end of their interval, serve nothing."""
 
 
 class Own(msgspec.Struct, frozen=True, kw_only=True, tag="own", tag_field="kind"):

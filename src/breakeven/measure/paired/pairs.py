@@ -140,7 +140,14 @@ def points(blocks: Sequence[FinishedBlock], plan: Plan, names: Sequence[str]) ->
         if not mine:
             continue
         levels = {metric: robust.level(_levels(mine, metric)) for metric in COMPARED}
-        joules = [b.joules / b.metrics.output_tokens for b in mine if b.joules and b.metrics.output_tokens]
+        # The counter counts what a neighbour draws too.
+        joules = _quiet_first(
+            [
+                (_unit(b), b.joules / b.metrics.output_tokens, not b.flagged)
+                for b in mine
+                if b.joules and b.metrics.output_tokens
+            ]
+        )[0]
         found.append(
             ComparedPoint(
                 model=name,
