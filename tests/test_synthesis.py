@@ -18,6 +18,7 @@ from gguf.quants import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
 
+import breakeven
 from breakeven.engines import cache
 from breakeven.engines.inside.client import trace
 from breakeven.engines.llama_cpp.server import LlamaCppServer
@@ -177,6 +178,22 @@ def test_what_cannot_be_promised_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotSupportedError, match="cannot write weights"):
         synthesise(dataclasses.replace(small("llama"), family=counted_only), "Q4_0", tmp_path / "m.gguf")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_itself_and_directories_are_never_written_over(tmp_path: Path) -> None:
+    """Random numbers in the place of somebody's weights cannot be taken back."""
+    weights = synthesise(small("llama"), "Q4_0", tmp_path / "m.gguf")
+    before = weights.read_bytes()
+    link = tmp_path / "link.gguf"
+    link.symlink_to(weights)
+    for model, out in ((weights, weights), (weights, link), (link, weights), (f"{weights}:Q8_0", weights)):
+        with pytest.raises(UserError, match="is the model itself"):
+            breakeven.synth(str(model), out)
+    for place in (tmp_path, Path(), Path("/")):
+        with pytest.raises(UserError, match="is a directory; give the file to write, such as"):
+            breakeven.synth(str(weights), place)
+    assert weights.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [link, weights]
 
 
 def test_too_small_a_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
