@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 NOT_TEXT = "{}: a name that is not UTF-8, which no result can repeat; rename it (`mv`), or link to it by another name"
 COMPLETION_OPTIONS = ("install_completion", "show_completion")
-LAB = frozenset({"evaluate", "quantize", "experts", "export", "distill", "train", "tune"})
+LAB = frozenset({"evaluate", "quantize", "experts", "export", "distill", "train", "tune", "synth"})
 """Verbs that write models, or read them for hours."""
 
 
