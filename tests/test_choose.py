@@ -30,6 +30,7 @@ from breakeven.model.quality.ability import ability
 from breakeven.model.resolve import split_format
 from breakeven.pages.choose import print_choice
 from breakeven.pages.choose_html import render_choice
+from breakeven.pages.terminal import SCREEN_LINES
 from breakeven.results.choose import (
     ChoiceExplained,
     ChoiceKinds,
@@ -479,6 +480,15 @@ def test_a_screen_holds_pick_table_and_commands(
     assert "breakeven compare" in whole
     assert "llama-server" in whole
     assert f"Hosted, {coded.hosted[0].model} at {coded.hosted[0].host} does better in" in whole
+    # Seven rows in 60 columns are three tables; a screen of 80 is what most have.
+    assert columns < 80 or len(text.splitlines()) <= SCREEN_LINES
+    pick, *others = coded.rows
+    assert f"- {pick.model}: " in text
+    cut = [row.model for row in others if f"- {row.model}: " not in text]
+    assert bool(cut) == ("what each row gives up" in whole)
+    print_choice(coded, Console(width=columns), None, full=True)
+    text = capsys.readouterr().out
+    assert all(f"- {row.model}: " in text for row in coded.rows)
 
 
 def test_every_field_is_documented() -> None:

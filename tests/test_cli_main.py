@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import types
@@ -138,6 +140,59 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["breakeven", "try"])
     with pytest.raises(ZeroDivisionError):
         root.main()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="streams are closed by a POSIX shell")
+@pytest.mark.parametrize("words", ["--help", "--version", "models qwen3-8b", "machines h100-sxm --json"])
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])
+def test_a_closed_stream_is_nobody_who_listens(words: str, closed: str) -> None:
+    script = f"'{sys.executable}' -m breakeven.cli {words} {closed}"
+    done = subprocess.run(["bash", "-c", script], stderr=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="streams are closed by a POSIX shell")
+def test_no_file_takes_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    """A child that is started prints to number 1, which must not be somebody's file."""
+    code = (
+        "import subprocess, sys; from breakeven.cli import main; main._run = lambda args: 0\n"
+        "try: main.main()\n"
+        "except SystemExit: pass\n"
+        "kept = open(sys.argv[1], 'w'); subprocess.run(['echo', 'spoilt'], check=True); kept.close()"
+    )
+    kept = tmp_path / "kept"
+    script = f"'{sys.executable}' -c \"$0\" '{kept}' >&-"
+    done = subprocess.run(["bash", "-c", script, code], stderr=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stderr, kept.read_text()) == (0, b"", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such a name cannot be made")
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_name_that_is_no_text_is_one_line_with_and_without_json(tmp_path: Path, more: tuple[str, ...]) -> None:
+    named = os.fsencode(tmp_path) + b"/b\xffad.yaml"
+    command = [sys.executable, "-m", "breakeven.cli", "predict", named, "--machine", "rtx-4090", *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "b?ad.yaml: a name that is not UTF-8" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "x/config.json"), "x/config.json: Permission denied; "),
+        (OSError(errno.EROFS, "Read-only file system", "/mnt/x"), "/mnt/x: Read-only file system; "),
+        (UnicodeEncodeError("utf-8", "b\udcffad", 1, 2, "surrogates not allowed"), "b?ad: a name that is not UTF-8"),
+    ],
+)
+def test_what_may_not_be_read_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, line: str
+) -> None:
+    verb(monkeypatch, error)
+    assert run(monkeypatch, "try") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"breakeven: {line}")
+    assert said.count("\n") == 1
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -256,6 +257,32 @@ def test_an_ollama_manifest_leads_to_its_weights(tmp_path: Path) -> None:
     blob.unlink()
     with pytest.raises(UserError, match=r"weights \(sha256-0a0b\.\.\.\) are not in the store"):
         resolve_spec(str(manifest))
+
+
+def test_what_may_not_be_read_is_not_called_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, there = _plain(tmp_path / "m.gguf"), Path.open
+
+    def refused(self: Path, *args: object, **words: object) -> object:
+        if self == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return there(self, *args, **words)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(UserError, match=r"m\.gguf: cannot be read \(Permission denied\)"):
+        resolve_spec(str(path))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    for name in ("m.gguf", "m.yaml", "m"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UserError, match="a pipe or a device, from which no model is read"):
+            resolve_spec(str(tmp_path / name))
+
+
+def test_a_path_longer_than_the_system_takes_is_no_model() -> None:
+    with pytest.raises(UserError, match="is no name or path of a model"):
+        resolve_spec("é/" * 1900)
 
 
 def test_a_directory_with_one_model_means_that_model(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -18,6 +20,7 @@ from gguf.quants import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
 
+import breakeven
 from breakeven.engines import cache
 from breakeven.engines.inside.client import trace
 from breakeven.engines.llama_cpp.server import LlamaCppServer
@@ -179,6 +182,22 @@ def test_what_cannot_be_promised_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_model_itself_and_directories_are_never_written_over(tmp_path: Path) -> None:
+    """Random numbers in the place of somebody's weights cannot be taken back."""
+    weights = synthesise(small("llama"), "Q4_0", tmp_path / "m.gguf")
+    before = weights.read_bytes()
+    link = tmp_path / "link.gguf"
+    link.symlink_to(weights)
+    for model, out in ((weights, weights), (weights, link), (link, weights), (f"{weights}:Q8_0", weights)):
+        with pytest.raises(UserError, match="is the model itself"):
+            breakeven.synth(str(model), out)
+    for place in (tmp_path, Path(), Path("/")):
+        with pytest.raises(UserError, match="is a directory; give the file to write, such as"):
+            breakeven.synth(str(weights), place)
+    assert weights.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [link, weights]
+
+
 def test_too_small_a_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
@@ -227,6 +246,51 @@ def test_memory_stays_small_for_a_file_much_larger(tmp_path: Path) -> None:
     assert out.stat().st_size > 750e6
     assert int(run.stdout) * 1024 < 300e6
     out.unlink()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EPERM])
+def test_a_cache_that_may_only_be_read_is_used(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = cache.provide(small("llama"), "Q4_0")
+
+    def refused(path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert cache.provide(small("llama"), "Q4_0") == path
+
+
+def test_a_file_that_another_process_prunes_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept, gone = (cache.provide(small("llama"), "Q4_0", seed=seed) for seed in (0, 1))
+    there = Path.stat
+
+    def stat(self: Path, **words: bool) -> os.stat_result:
+        if self == gone:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+        return there(self, **words)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert [entry.path for entry in cache.entries()] == [kept]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals as Windows has them cannot be sent so")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["terminated", "hung up"])
+def test_a_synth_that_is_told_to_end_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    """It sends the signal to itself where its file is begun."""
+    code = (
+        "import os\n"
+        "from breakeven.cli import main\n"
+        "from breakeven.engines.synthesis import write\n"
+        f"def told(partial, *_): assert partial.exists(); os.kill(os.getpid(), {int(number)})\n"
+        "write._write_tensors = told\n"
+        "main.main()\n"
+    )
+    model = Path(__file__).parent.parent / "examples" / "tiny-moe.yaml"
+    words = [sys.executable, "-c", code, "synth", str(model), "--out", str(tmp_path / "m.gguf")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (130, "breakeven: interrupted.\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_cache_writes_once_lists_and_prunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,15 +10,16 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from breakeven.errors import BreakevenError, UserError, complain
+from breakeven.errors import BreakevenError, UserError, complain, printable
 from breakeven.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 INTERRUPTED = 130
+NOT_TEXT = "{}: a name that is not UTF-8, which no result can repeat; rename it (`mv`), or link to it by another name"
 COMPLETION_OPTIONS = ("install_completion", "show_completion")
-LAB = frozenset({"evaluate", "quantize", "experts", "export", "distill", "train", "tune"})
+LAB = frozenset({"evaluate", "quantize", "experts", "export", "distill", "train", "tune", "synth"})
 """Verbs that write models, or read them for hours."""
 
 
@@ -67,7 +68,7 @@ VERBS: dict[str, Verb] = {
 
 def help_text() -> str:
     """The root's help."""
-    lines = [f"  {name:<9} {verb.help}" for name, verb in VERBS.items()]
+    lines = [f"  {name:<10} {verb.help}" for name, verb in VERBS.items()]
     return "\n".join(
         [
             "Usage: breakeven VERB [OPTIONS] [ARGS]...",
@@ -138,8 +139,16 @@ def run_verb(name: str, args: list[str]) -> int:
     return status if isinstance(status, int) else 0
 
 
+def _check_text(args: list[str]) -> None:
+    """Raise UserError for a word that is no text: what a file's name holds that is not UTF-8, no JSON can repeat."""
+    for word in args:
+        if any("\udc80" <= letter <= "\udcff" for letter in word):
+            raise UserError(NOT_TEXT.format(printable(word)))
+
+
 def dispatch(args: list[str]) -> int:
     """Run one command line (without the program's name); returns the exit status."""
+    _check_text(args)
     if not args or args[0] in ("--help", "-h", "help"):
         sys.stdout.write(help_text())
         return 0 if args else UserError.exit_status
@@ -150,6 +159,20 @@ def dispatch(args: list[str]) -> int:
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def _open_streams() -> None:
+    """Give a stream that was closed (`>&-`) to nobody.
+
+    Python sets it to None, and its number would go to the first file that is opened; what an engine prints would land
+    there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8")
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def _run(args: list[str]) -> int:
@@ -165,7 +188,16 @@ def _run(args: list[str]) -> int:
         # The reader (head, less) left: nothing more to say, and Python's flush at exit must not say it either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except UnicodeEncodeError as error:
+        # A directory's or a file's name that nobody typed here; results are JSON, which cannot hold it.
+        if not any("\udc80" <= letter <= "\udcff" for letter in error.object[error.start : error.end]):
+            raise
+        complain(NOT_TEXT.format(printable(error.object)))
+        return UserError.exit_status
     except OSError as error:
+        if error.errno in _REFUSED and error.filename is not None:
+            complain(f"{error.filename}: {error.strerror}; give what you may read and write, or allow it")
+            return UserError.exit_status
         if error.errno not in _DISK_FULL:
             raise
         # What Python still holds of the output would fail again, with a traceback, as it ends.
@@ -195,4 +227,5 @@ def _run(args: list[str]) -> int:
 
 def main() -> None:
     """Entry point of the `breakeven` command."""
+    _open_streams()
     sys.exit(_run(sys.argv[1:]))

@@ -55,9 +55,13 @@ def provide(
     """The synthetic file of `spec`, written first if it is not there. Raises what `synthesise` raises."""
     routing = routing or ExpertUse()
     path = cached_path(spec, format_name, routing, seed)
-    if path.exists():
+    try:
         os.utime(path)
         return path
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError:
+        return path  # somebody else's, or on a read-only disk: it can be used, and only when is not noted
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,8 +93,9 @@ def entries() -> list[CachedFile]:
     """Every file in the cache, most recently used first."""
     found = []
     for path in cache_directory().glob("*.gguf"):
-        stat = path.stat()
-        found.append(CachedFile(path, stat.st_size, stat.st_mtime))
+        with contextlib.suppress(FileNotFoundError):  # another process may prune meanwhile
+            stat = path.stat()
+            found.append(CachedFile(path, stat.st_size, stat.st_mtime))
     return sorted(found, key=lambda entry: -entry.used_at_s)
 
 

@@ -36,7 +36,8 @@ def resolve_spec(text: str, assume: bool | None = None) -> ModelSpec:
 
 def path_of(text: str) -> Path:
     """What a user typed as a path, `~` unfolded. Raises UserError for text that no path can be."""
-    if "\0" in text or len(text) > _LONGEST_PATH or any(len(os.fsencode(part)) > 255 for part in text.split("/")):
+    encoded = os.fsencode(text)
+    if b"\0" in encoded or len(encoded) > _LONGEST_PATH or any(len(part) > 255 for part in encoded.split(b"/")):
         raise UserError(f"{shown(text)} is no name or path of a model; {_GIVE}")
     return expanded(text)
 
@@ -133,7 +134,8 @@ def weight_file(text: str) -> Path | None:
     """The GGUF that `text` means, to be given to an engine: of a split one the first part; None when it means none.
 
     A file by its first bytes, the model of an Ollama manifest, or the only GGUF in a directory without config.json.
-    Raises UserError for a `.gguf` that is missing or something else, and for a directory with several.
+    Raises UserError for a `.gguf` that is missing or something else, for a directory with several, and for what may not
+    be read.
     """
     from breakeven.model.readers.gguf_file import first_part
 
@@ -156,11 +158,17 @@ def is_weight_file(text: str) -> bool:
 
 
 def _begin(path: Path) -> bytes:
+    """The first bytes of a file; none where there is no file. Raises UserError for one that cannot be read."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            # It is read from its middle, and one that nobody writes to would be waited for without end.
+            raise UserError(f"{path}: a pipe or a device, from which no model is read; {_GIVE}")
         with path.open("rb") as file:
             return file.read(64)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return b""
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a file that you may read") from error
 
 
 def _only_gguf(directory: Path) -> Path | None:

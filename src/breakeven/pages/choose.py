@@ -32,7 +32,7 @@ def print_choice(choice: ModelChoice, console: Console, page: Path | None, *, fu
         Passage(lambda say: _explained(choice.explained, say)),
         *listed_parts("Why", [ended(text) for text in choice.because], most=3, rank=1),
         Passage(lambda say: _table(choice, console.width, say)),
-        Passage(lambda say: _reasons(choice, say)),
+        *_reasons(choice),
         Passage(lambda say: _commands(choice, say)),
         *listed_parts("Hosted, nothing to run here", hosted_lines(choice), most=2, rank=2),
         *listed_parts("Limits", limit_lines(choice), most=2, rank=4, rest=6),
@@ -74,6 +74,8 @@ def _table(choice: ModelChoice, width: int, say: Say) -> None:
         "dim",
         2,
     )
+    if not all(row.on_front for row in choice.rows):
+        say("*: not on the front in the middle of its band; within it, it may be.", "dim", 2)
 
 
 def cells(row: ChoiceRow) -> tuple[str, ...]:
@@ -93,15 +95,17 @@ def span(estimate: Estimate, decimals: int | None = None) -> str:
     return f"{number(estimate.value, decimals)} ({'-'.join(ends)})"
 
 
-def _reasons(choice: ModelChoice, say: Say) -> None:
-    if not choice.rows:
-        return
-    say()
-    for row in choice.rows:
+def _reasons(choice: ModelChoice) -> list[Passage]:
+    """Why each row stands there; that of the pick always, the others' from the last on where there is no room."""
+
+    def reason(row: ChoiceRow, say: Say) -> None:
+        if row is choice.rows[0]:
+            say()
         gives = f" Gives up {', '.join(row.gives_up)}." if row.gives_up else ""
         say(f"- {row.model}: {ended(row.why)}{gives} {bytes_text(row.download_bytes)} to download.", indent=2)
-    if not all(row.on_front for row in choice.rows):
-        say("*: not on the front in the middle of its band; within it, it may be.", "dim", 2)
+
+    rest = "what each row gives up"
+    return [Passage(partial(reason, row), min(position, 1), rest) for position, row in enumerate(choice.rows)]
 
 
 def _commands(choice: ModelChoice, say: Say) -> None:
