@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from itertools import product
-from math import exp, isfinite
+from math import exp, isfinite, log
 from typing import Literal, get_args
 
 import msgspec
@@ -249,6 +249,21 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     machine: MachineSpec | None = None
     idle_w: float | None = None
     busy_w: float | None = None
+
+
+PAGED_LOG_HALF_WIDTH = log(3.0)
+"""Least half width of a model that is read from disk in part: how fast disks are is not asked. A judgement."""
+
+
+def error_of(profile: Profile, phase: str, *, moe: bool, spilled: bool) -> Error:
+    """How far a profile's predictions of a kind of model were off.
+
+    `spilled`: it lies in part in host memory or on disk. Where no model that lies like it was measured, the error of
+    the others is no more than a hint, and `n` is 0.
+    """
+    alike = [e for e in profile.errors if e.phase == phase and e.kind == ("moe" if moe else "dense")]
+    own = next((e for e in alike if e.spilled == spilled), None)
+    return own or alike[0].of_others(PAGED_LOG_HALF_WIDTH if spilled else 0.0)
 
 
 RATES = ("weight_bytes_per_s", "kv_bytes_per_s", "decode_flops_per_s", "prefill_flops_per_s", "routing_alpha")

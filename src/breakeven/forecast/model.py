@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from breakeven.errors import UserError
-from breakeven.forecast.constants import Constants, Error, Profile
+from breakeven.forecast.constants import Constants, Error, Profile, error_of
 from breakeven.forecast.devices import (
     apart,
     collectives_s,
@@ -50,9 +50,6 @@ from breakeven.model.formats.named import default_kv, format_for, format_named, 
 
 PROMPT_STEP_TOKENS = {"llama.cpp": 512, "vllm": 8192, "mlx": 2048}
 """Prompt tokens of one step: llama.cpp's n_ubatch, vLLM's max_num_batched_tokens on large devices, MLX's step size."""
-
-PAGED_LOG_HALF_WIDTH = math.log(3.0)
-"""Least half width of a model that is read from disk in part: how fast disks are is not asked. A judgement."""
 
 
 @dataclass(frozen=True)  # not slotted: `device_terms` is kept once computed
@@ -171,16 +168,9 @@ class StepModel:
         return steps * self.step_s(0.0, 0.0, tokens / steps, (tokens + 1.0) / 2.0)
 
     def error(self, phase: str) -> Error:
-        """How far this profile's predictions of this kind of model were off; of unlike devices the widest.
-
-        Where no model that lies as this one was measured, that of the others is no more than a hint: `n` is 0 then.
-        """
-        kind, spilled = "moe" if self.terms.moe else "dense", not self.residency.whole
-        found = []
-        for profile in (self.profile, *self.profile.others):
-            alike = [e for e in profile.errors if e.phase == phase and e.kind == kind]
-            own = next((e for e in alike if e.spilled == spilled), None)
-            found.append(own or alike[0].of_others(PAGED_LOG_HALF_WIDTH if spilled else 0.0))
+        """How far this profile's predictions of this kind of model were off; of unlike devices the widest."""
+        profiles = (self.profile, *self.profile.others)
+        found = [error_of(profile, phase, moe=self.terms.moe, spilled=not self.residency.whole) for profile in profiles]
         return max(found, key=lambda e: e.log_half_width)
 
     def scaled(self, factor: float) -> StepModel:
