@@ -128,7 +128,6 @@ def test_an_edited_profile_is_refused_by_file_and_key(tmp_path: Path) -> None:
     refused("host_bytes_per_s", 0.0)
     refused("type_cost", {"Q4_K": -1.0})
     refused("expert_tile", 0.0)
-    refused("engine", "exllama", "")
     refused("devices", 0, "")
     refused("errors", [], "")
     refused("errors", [e for e in whole["errors"] if e["phase"] == "decode"], "")

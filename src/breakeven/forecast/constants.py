@@ -303,8 +303,6 @@ def fault_of(profile: Profile) -> str | None:
     for phase, kind in product(get_args(Phase), get_args(Kind)):
         if (phase, kind) not in found:
             return f"errors: none is of {phase} and {kind}; right is one for each phase and kind"
-    if profile.engine not in STEPS:
-        return f"engine: found {profile.engine!r}; right is {' or '.join(STEPS)}"
     if profile.devices < 1 or (profile.others and len(profile.others) + 1 != profile.devices):
         return f"devices: found {profile.devices} beside {len(profile.others)} others; right is how many there are"
     if (profile.memory_bytes or 0) < 0 or (profile.host_memory_bytes or 0) < 0:
