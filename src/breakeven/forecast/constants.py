@@ -20,9 +20,6 @@ PROFILE_SCHEMA = "breakeven.calibration/1"
 STEP_ENGINES = {"llama-server": "llama.cpp", "ollama": "llama.cpp", "lmstudio": "llama.cpp", "sglang": "vllm"}
 """Engines that step, place and reserve as another does: whose model of a step stands for them."""
 
-STEPS = ("llama.cpp", "vllm")
-"""Engines that there is a model of a step of."""
-
 
 def step_engine(name: str) -> str:
     """The engine whose model of a step stands for this one."""

@@ -14,9 +14,9 @@ from importlib.resources import files
 import msgspec
 
 from breakeven.errors import UserError
-from breakeven.forecast.constants import STEPS, Constants, Error, Range
+from breakeven.forecast.constants import Constants, Error, Range
 
-ENGINES = STEPS
+ENGINES = ("llama.cpp", "vllm")
 
 
 class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
