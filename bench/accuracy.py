@@ -27,7 +27,7 @@ from bench.published.judged import judged
 from bench.published.leaving_out import by_machine, by_model, left_out
 from bench.published.records import Observation, read
 from bench.published.spilled import inside, machine_of, spilled
-from breakeven.forecast.profiles import efficiencies
+from breakeven.forecast.efficiencies import efficiencies
 
 Floats = NDArray[np.float64]
 OURS = "this model"

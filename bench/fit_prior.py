@@ -29,8 +29,8 @@ from bench.published.predicting import model_of, on_device
 from bench.published.records import Observation, of_threads, read
 from bench.published.spilled import errors_of as errors_of_spilled
 from bench.published.spilled import machine_of, spilled, with_constants
-from breakeven.forecast.constants import Error, Range
-from breakeven.forecast.profiles import Efficiencies, Entry
+from breakeven.forecast.constants import UNSEEN, Error, Range
+from breakeven.forecast.efficiencies import Efficiencies, Entry
 from breakeven.hardware.chips import backend_of, chips
 from breakeven.model.arithmetic import active_params
 
@@ -39,8 +39,8 @@ ENGINE = {"local": "llama.cpp", "serving": "vllm"}
 COVER = 0.9
 LEAN = 8
 """A class with this many model-machine pairs counts as much in its own width as the whole family does."""
-UNSEEN = 1.25
-"""How much wider than the family's an interval is in a class that nobody measured. A judgement."""
+MOSTLY_OF = 0.05
+"""Number types with less of a model's bytes do not count as measured with it."""
 SOURCES = {
     "local": ["published speeds (llama.cpp, Ollama, MLX), each record with its source"],
     "serving": [
@@ -160,6 +160,18 @@ def ranges_of(observations: Sequence[Observation]) -> list[Range]:
     return [Range(quantity=name, low=min(values), high=max(values)) for name, values in spans.items() if values]
 
 
+def types_of(observations: Sequence[Observation]) -> dict[str, int]:
+    """Records by number type of weights."""
+    found: Counter[str] = Counter()
+    for o in observations:
+        terms = model_of(o, judged(ENGINE[o.family])[o.chip.chip_class]).terms
+        nbytes: Counter[str] = Counter()
+        for kind, n in (*terms.fixed, *(pair for group in terms.experts for pair in group.types)):
+            nbytes[kind] += int(n)
+        found.update(kind for kind, n in nbytes.items() if n > MOSTLY_OF * nbytes.total())
+    return dict(sorted(found.items()))
+
+
 def left_of_priors(fit: Fit, asked: Problem) -> dict[tuple[str, str], float]:
     """By slot, the share of its prior's variance that the data left."""
     here = asked.residuals(fit, fit.theta)
@@ -204,6 +216,8 @@ def entries(family: str, data: Path) -> tuple[list[Entry], str]:
                 ranges=ranges_of(own or asked.observations),
                 basis=basis,
                 points=len(own),
+                kernels=dict(sorted(Counter(backend_of(o.chip) for o in own).items())),
+                types=types_of(own),
                 at_prior=at_prior(fit, left, chip_class, kernels)
                 if own
                 else [k.name for k in fit.knobs if " " not in k.name],

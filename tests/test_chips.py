@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from breakeven.errors import UserError
 from breakeven.hardware.chip_file import read_chip
-from breakeven.hardware.chips import Chip, chip_named, chips, slug_of
+from breakeven.hardware.chips import Chip, backend_of, chip_named, chips, slug_of
+from breakeven.hardware.described import machine_named
 from tests.cli_fixtures import run_here
 
 SLUGS = [chip.slug for chip in chips()]
@@ -50,6 +51,9 @@ def test_narrower_number_types_are_never_slower() -> None:
         ("NVIDIA H100 SXM", "h100-sxm"),
         ("NVIDIA GeForce RTX 4090", "rtx-4090"),
         ("4090", "rtx-4090"),
+        ("RTX4090", "rtx-4090"),
+        ("rtx 3090ti", "rtx-3090-ti"),
+        ("7900xtx", "rx-7900-xtx"),
         ("a100_80gb_pcie", "a100-80gb-pcie"),
         ("Apple M2 Pro", "apple-m2-pro"),
         ("m4 max", "apple-m4-max"),
@@ -79,6 +83,31 @@ def test_common_names_find_their_chip(text: str, slug: str) -> None:
 def test_a_slug_is_found_however_it_is_typed(slug: str, typed: object) -> None:
     assert callable(typed)
     assert chip_named(typed(slug)).slug == slug
+
+
+@pytest.mark.parametrize(
+    ("text", "slug", "count"),
+    [("7900xtx", "rx-7900-xtx", 1), ("2x7900xtx", "rx-7900-xtx", 2), ("2xRTX3090", "rtx-3090", 2)],
+)
+def test_a_number_before_an_x_may_be_the_chips_own(text: str, slug: str, count: int) -> None:
+    assert [chip.slug for chip in machine_named(text).devices] == [slug] * count
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("NVIDIA GeForce RTX 5070", "cuda"),
+        ("NVIDIA Mystery 9", "cuda"),
+        ("AMD Radeon RX 9999", "amd"),
+        ("Intel Arc B999", "intel"),
+        ("Intel Gaudi 4", "gaudi"),
+        ("Google TPU v7", "tpu"),
+        ("A card", ""),
+    ],
+)
+def test_a_makers_name_says_whose_kernels_run(tmp_path: Path, name: str, kernels: str) -> None:
+    path = written(tmp_path, f"name: {name}\nclass: consumer\nbandwidth_gb_per_s: 500\n")
+    assert backend_of(read_chip(path)) == kernels
 
 
 def test_a_size_may_follow_where_memory_is_sold_in_sizes() -> None:

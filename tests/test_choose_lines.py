@@ -25,10 +25,11 @@ from vulkan_fixtures import llama_server, moe_gguf
 
 import breakeven
 from breakeven.answer.choice.machine import place_of
-from breakeven.answer.choice.rows import _parts_evenly, _vllm, exact, start_lines
+from breakeven.answer.choice.rows import _vllm, exact, start_lines
 from breakeven.answer.choice.search import search
 from breakeven.answer.choice.uses import ChoiceWords, wish_of
 from breakeven.engines.keeper import free_port
+from breakeven.forecast.devices import parts_evenly
 from breakeven.model.catalogue import lookup
 from breakeven.model.formats.named import default_format
 from breakeven.results.choose import ChoiceRow, CommandLine
@@ -193,7 +194,7 @@ def test_vllm_serves_what_the_row_names(served: list[Started]) -> None:
         else:
             assert asked.model == f"{row.model}-{row.format}"
             assert row.start[0].note
-        assert _parts_evenly(spec, asked.tensor_parallel_size or 1)
+        assert parts_evenly(spec, asked.tensor_parallel_size or 1)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,7 @@ def test_nothing_finer_than_was_published_is_served() -> None:
 
 @pytest.mark.parametrize(("name", "devices", "even"), [("qwen2.5-7b", 8, False), ("qwen2.5-7b", 4, True)])
 def test_heads_that_devices_cannot_share_are_told(name: str, devices: int, even: bool) -> None:
-    assert _parts_evenly(lookup(name), devices) == even
+    assert parts_evenly(lookup(name), devices) == even
 
 
 @pytest.mark.vllm

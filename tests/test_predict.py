@@ -108,6 +108,36 @@ def test_what_is_no_profile_is_refused(tmp_path: Path, content: str) -> None:
         load_profile(path)
 
 
+def test_an_edited_profile_is_refused_by_file_and_key(tmp_path: Path) -> None:
+    whole = json.loads(msgspec.json.encode(profile()))
+    path = tmp_path / "edited.json"
+
+    def refused(key: str, value: object, under: str = "constants") -> None:
+        edited = json.loads(json.dumps(whole))
+        (edited[under] if under else edited)[key] = value
+        path.write_text(json.dumps(edited))
+        with pytest.raises(UserError, match=rf"edited\.json: {under}.*{key}"):
+            profile_named(str(path))
+
+    for rate in ("weight_bytes_per_s", "kv_bytes_per_s", "decode_flops_per_s", "prefill_flops_per_s", "routing_alpha"):
+        refused(rate, 0)
+        refused(rate, -1e9)
+    for cost in ("step_s", "layer_s", "element_s", "handover_s", "expert_compute"):
+        refused(cost, -1e-3)
+    refused("overlap", 1.5)
+    refused("host_bytes_per_s", 0.0)
+    refused("type_cost", {"Q4_K": -1.0})
+    refused("expert_tile", 0.0)
+    refused("devices", 0, "")
+    refused("errors", [], "")
+    refused("errors", [e for e in whole["errors"] if e["phase"] == "decode"], "")
+    refused("errors", [{**e, "log_half_width": -0.5} for e in whole["errors"]], "")
+    refused("errors", [{**e, "log_half_width": 1e6} for e in whole["errors"]], "")
+    refused("memory_bytes", -5, "")
+    path.write_text(json.dumps(whole))
+    assert profile_named(str(path)) == profile()
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="gone"):
         profile_named(str(tmp_path / "gone.json"))
@@ -190,7 +220,8 @@ def test_prompts_have_an_interval_and_every_number_says_what_stands_behind_it(
         speed = point.prefill_speed
         assert speed is not None
         assert speed.least < point.prefill_tokens_per_s < speed.most
-        assert [reason.partition(":")[0] for reason in point.why] == ["decode", "prefill"]
+        said = [reason.partition(":")[0] for reason in point.why]
+        assert said == ["decode", "prefill", "records by number type"]
     known, unknown = found.points[0], found.points[3]
     assert re.search(
         r"decode: MoE models on unified machines \(amd\) under llama.cpp, \d+ records of \d+ models", known.why[0]
@@ -199,6 +230,93 @@ def test_prompts_have_an_interval_and_every_number_says_what_stands_behind_it(
     assert any("no published speed of dense models on jetson machines (cuda)" in note for note in unknown.notes)
     print_prediction(found, Console(width=100), why=True)
     assert "left out of the fit, median" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("machine", ["mi300x", "gaudi3", "tpu-v6e"])
+def test_records_of_other_makers_are_not_counted_as_a_chips_own(machine: str) -> None:
+    (own,), (other,) = (predict(["qwen3-14b:FP8"], [name], engine="vllm").points for name in ("h200-sxm", machine))
+    assert re.search(r"machines \(cuda\) under vllm, \d+ records", own.why[0])
+    assert "no record of its own" in other.why[0]
+    assert not re.search(r"\d+ records? of", " ".join(other.why))
+    assert any("no published speed of dense models on datacenter machines" in note for note in other.notes)
+    assert other.step_s.most / other.step_s.value > own.step_s.most / own.step_s.value
+
+
+def test_an_engine_without_kernels_for_a_chip_is_refused() -> None:
+    with pytest.raises(UserError, match=r"no kernels for Intel Gaudi 3; give --engine vllm"):
+        predict(["qwen3-14b"], ["gaudi3"], engine="llama.cpp")
+
+
+def test_a_described_chip_is_the_catalogued_one_of_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "card.yaml"
+    path.write_text(
+        "name: NVIDIA GeForce RTX 5070\nclass: consumer\nbandwidth_gb_per_s: 672\nmemory_gb: 12\n"
+        "peak_tflops: {fp16: 61.7}\n"
+    )
+    listed, described = (predict(["qwen3-8b"], [name]).points[0] for name in ("rtx-5070", str(path)))
+    assert described.why == listed.why
+    assert described.step_s == listed.step_s
+
+
+@pytest.mark.parametrize(
+    ("machine", "engine", "unseen", "seen"),
+    [
+        ("radeon-780m", "llama.cpp", "IQ3_XXS", "Q2_K"),
+        ("jetson-orin-nano-8gb", "llama.cpp", "IQ3_XXS", "Q2_K"),
+        ("a10g", "vllm", "AWQ", "INT4"),
+    ],
+)
+def test_a_format_without_records_is_read_like_its_kin_and_named(
+    machine: str, engine: str, unseen: str, seen: str
+) -> None:
+    new, known = predict([f"qwen3-4b:{unseen}", f"qwen3-4b:{seen}"], [machine], engine=engine).points
+    ratio = (new.parts_s["weights"] / known.parts_s["weights"]) / (new.bytes_read / known.bytes_read)
+    assert ratio == pytest.approx(1.0, abs=0.03)
+    assert any(f"no published speed of {unseen} weights" in note for note in new.notes)
+    assert not any("no published speed of" in note and "weights" in note for note in known.notes)
+    assert f"{unseen} 0" in new.why[-1]
+
+
+def test_what_is_read_from_disk_borrows_no_record() -> None:
+    (inside, paged) = (predict([m], ["raspberry-pi-5"]).points[0] for m in ("qwen3-8b:Q4_K_M", "llama-3.1-70b:Q4_K_M"))
+    assert "records of" in inside.why[0]
+    assert "dense models in part read from disk" in paged.why[0]
+    assert "no record of its own" in paged.why[0]
+    assert paged.step_s.most >= 3 * paged.step_s.value * (1 - 1e-9)
+    assert any("in part read from disk" in note for note in paged.notes)
+
+
+def test_unlike_devices_have_the_widest_of_their_errors_in_any_order() -> None:
+    one, other = (predict(["qwen3-8b:Q4_K_M"], [m]).points[0] for m in ("rtx-3090+rx-7900-xtx", "rx-7900-xtx+rtx-3090"))
+    alone = [predict(["qwen3-8b:Q4_K_M"], [m]).points[0].step_s for m in ("rtx-3090", "rx-7900-xtx")]
+    widest = max(step.most / step.value for step in alone)
+    for both in (one, other):
+        assert both.step_s.most / both.step_s.value == pytest.approx(widest)
+        assert "(cuda)" in both.why[0]
+        assert "(amd)" in both.why[0]
+
+
+def test_devices_that_part_no_heads_are_said_not_to_start(capsys: pytest.CaptureFixture[str]) -> None:
+    (three,), (four,) = (predict(["qwen3-30b-a3b:FP8"], ["h100-sxm"], devices=n).points for n in (3, 4))
+    assert three.lacking is not None
+    assert any("does not start" in note for note in three.notes)
+    assert four.lacking is None
+    assert not any("does not start" in note for note in four.notes)
+    print_prediction(predict(["qwen3-14b:FP8"], ["8xh200-sxm"]), Console(width=120))
+    assert "8xh200-sxm, 8 devices, vllm" in capsys.readouterr().out
+
+
+def test_parting_experts_where_none_are_parted_is_said_and_changes_nothing() -> None:
+    for model, machine in (("qwen3-14b:FP8", "h100-sxm"), ("qwen3-30b-a3b:Q4_K_M", "rtx-3090")):
+        (apart,), (plain,) = (predict([model], [machine], devices=2, expert_parallel=on).points for on in (True, False))
+        assert apart.step_s == plain.step_s
+        assert any("--expert-parallel changes nothing" in note for note in apart.notes)
+        assert not any("--expert-parallel" in note for note in plain.notes)
+
+
+def test_a_prompt_longer_than_the_models_own_context_is_named() -> None:
+    (point,) = predict(["qwen3-14b:Q4_K_M"], ["rtx-4090"], prompt=100_000).points
+    assert any("100,000 tokens are more than the model's own limit" in note for note in point.notes)
 
 
 def test_the_format_is_the_probed_one_then_the_engines(tmp_path: Path) -> None:

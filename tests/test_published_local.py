@@ -11,7 +11,7 @@ from bench.fit_prior import with_host_memory
 from bench.published.local_2026 import Record, read_local
 from bench.published.records import read
 from bench.published.spilled import KNOBS, Predictor, by_kind, errors_of, inside, spilled, values
-from breakeven.forecast.profiles import efficiencies
+from breakeven.forecast.efficiencies import efficiencies
 
 COLUMNS = [
     "id",

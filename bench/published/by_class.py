@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bench.published.fitting import backend
 from bench.published.records import Observation
-from breakeven.forecast.profiles import Entry
+from breakeven.forecast.efficiencies import Entry
 
 Floats = NDArray[np.float64]
 LEAST = 5

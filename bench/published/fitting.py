@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bench.published.predicting import groups_of, predict
 from bench.published.records import Observation
-from breakeven.forecast.profiles import Efficiency, Entry
+from breakeven.forecast.efficiencies import Efficiency, Entry
 from breakeven.hardware.chips import backend_of
 
 Floats = NDArray[np.float64]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from breakeven.forecast.profiles import Efficiency, Entry
+from breakeven.forecast.efficiencies import Efficiency, Entry
 
 LOCAL_CLASSES: dict[str, dict[str, float | None]] = {
     # usable_memory: share of memory an engine may take before the tenth that every prediction spares. Apple lets a GPU

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from bench.closed_form import steady_state, tpot_at_s
 from bench.published.records import Observation
+from breakeven.forecast.efficiencies import Entry
 from breakeven.forecast.model import StepModel
-from breakeven.forecast.profiles import Entry, profile_with
+from breakeven.forecast.profiles import profile_with
 from breakeven.forecast.terms import Terms, terms_of
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.formats.named import format_named

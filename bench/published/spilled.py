@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from bench.published.fitting import HUBER, MOST_SHARE, NOISE
 from bench.published.local_2026 import Record, read_local
 from breakeven.forecast.constants import Error, Profile
+from breakeven.forecast.efficiencies import Entry
 from breakeven.forecast.model import StepModel, step_model
-from breakeven.forecast.profiles import Entry, beside, profile_with
+from breakeven.forecast.profiles import beside, profile_with
 from breakeven.forecast.terms import Terms
 from breakeven.hardware.chips import backend_of
 

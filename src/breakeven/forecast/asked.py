@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from breakeven.forecast.constants import Profile
+from breakeven.forecast.constants import Profile, kin_of
+from breakeven.forecast.efficiencies import efficiencies
 from breakeven.forecast.model import StepModel, step_model
 from breakeven.forecast.profiles import THIS, engine_of_format, profile_named
 from breakeven.forecast.routing import Routing
@@ -22,6 +23,8 @@ from breakeven.model.resolve import is_catalogued, resolve_spec, split_format
 
 LLAMA_CPP = "llama.cpp"
 PHASES = ("decode", "prefill")
+MINOR = 0.05
+"""Number types with less of a model's bytes go unmentioned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,27 +136,80 @@ def model_on(
     )
 
 
+def origin_text(profile: Profile) -> str:
+    """How a profile's constants came about, in one line."""
+    origin = profile.origin
+    version = f" {origin.engine_version}" if origin.engine_version else ""
+    if origin.how == "probes":
+        spent = f" in {origin.seconds / 60:.0f} minutes" if origin.seconds else ""
+        text = f"calibrated on {origin.date} with {origin.engine}{version}: {origin.points} probed steps{spent}"
+    else:
+        name = profile.chip.name if profile.chip else profile.name
+        text = f"data sheet of {name} and what its class of machine reaches with {origin.engine}{version}"
+        if not any(error.n for error in profile.errors):
+            text += "; the intervals are judged, nothing of this class was measured"
+    if origin.at_prior:
+        text += f"; not identified, left at their prior: {', '.join(origin.at_prior)}"
+    return text
+
+
 def why_of(model: StepModel) -> list[str]:
-    """What stands behind a model's predictions: by phase the class, its records, and how far they were off."""
-    return [f"{phase}: {_class(model)}, {model.error(phase).words()}" for phase in PHASES]
+    """What stands behind a model's predictions: by phase the class, its records, and how far they were off.
+
+    Of a data sheet also how many of those records are of the number types that its weights have.
+    """
+    said = [f"{phase}: {_class(model)}, {model.error(phase).words()}" for phase in PHASES]
+    counted = model.profile.origin.types
+    if model.profile.origin.how == "probes" or not counted:
+        return said
+    return [*said, "records by number type: " + ", ".join(f"{kind} {counted.get(kind, 0)}" for kind in _types(model))]
+
+
+def _types(model: StepModel) -> list[str]:
+    """Number types of at least `MINOR` of a model's bytes, the largest part first."""
+    nbytes: dict[str, float] = {}
+    for kind, n in (*model.terms.fixed, *(pair for group in model.terms.experts for pair in group.types)):
+        nbytes[kind] = nbytes.get(kind, 0.0) + n
+    most = sorted(nbytes, key=lambda kind: -nbytes[kind])
+    return [kind for kind in most if nbytes[kind] > MINOR * sum(nbytes.values())]
 
 
 def _class(model: StepModel) -> str:
     profile, kind = model.profile, "MoE models" if model.terms.moe else "dense models"
+    lies = model.residency
+    in_host = bool(lies.fixed_host or lies.experts_host or lies.kv_host)
+    away = "" if lies.whole else "in part in host memory" if in_host else "in part read from disk"
     if profile.origin.how == "probes" or profile.chip is None:
-        return f"probed {kind}"
-    where = f"on {profile.chip.chip_class} machines" if model.residency.whole else "in part in host memory"
-    return f"{kind} {where} ({backend_of(profile.chip) or profile.engine}) under {profile.engine}"
+        return " ".join(filter(None, (f"probed {kind}", away)))
+    of = [f"{c.chip_class} machines ({_kernels(each)})" for each in (profile, *profile.others) if (c := each.chip)]
+    where = f"on {' and '.join(dict.fromkeys(of))}"
+    if in_host:
+        # What lies there was fitted over all classes with memory of their own.
+        where = f"({_kernels(profile)})"
+    return " ".join(filter(None, (kind, away, where, f"under {profile.engine}")))
+
+
+def _kernels(profile: Profile) -> str:
+    """Whose kernels ran the records behind a data sheet's profile, else whose would run there."""
+    own = backend_of(profile.chip) if profile.chip else ""
+    return ", ".join(profile.origin.kernels) or own or profile.engine
 
 
 def known_notes(model: StepModel) -> list[str]:
     """What was assumed of the model, and that nobody published a speed of such models on such machines.
 
-    Then the band is of others, and wide.
+    Then the band is of others, and wide. Number types that nobody published a speed of under this engine are named.
     """
-    notes = assumed_notes(model.spec)
-    missing = [phase for phase in PHASES if not model.error(phase).n]
-    if model.profile.origin.how == "probes" or not missing:
+    notes, profile = assumed_notes(model.spec), model.profile
+    if profile.origin.how == "probes":
         return notes
-    of = f"published {missing[0]} speed" if len(missing) == 1 else "published speed"
-    return [*notes, f"no {of} of {_class(model)}: typical of others, a wide band; calibrate where you can"]
+    missing = [phase for phase in PHASES if not model.error(phase).n]
+    if missing:
+        of = f"published {missing[0]} speed" if len(missing) == 1 else "published speed"
+        notes.append(f"no {of} of {_class(model)}: typical of others, a wide band; calibrate where you can")
+    known = {kind for entry in efficiencies().entries if entry.engine == profile.engine for kind in entry.types}
+    for kind in (kind for kind in _types(model) if kind not in known):
+        kin = kin_of(kind)
+        like = f"{kin}'s" if kin in profile.constants.type_cost else "those of 16 bits"
+        notes.append(f"no published speed of {kind} weights under {profile.engine}: a byte is read like {like}")
+    return notes

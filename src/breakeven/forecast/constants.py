@@ -6,8 +6,10 @@ the machine's class; everything predicted with it carries its error.
 
 from __future__ import annotations
 
-from math import exp
-from typing import Literal
+import re
+from itertools import product
+from math import exp, isfinite, log
+from typing import Literal, get_args
 
 import msgspec
 
@@ -22,6 +24,24 @@ STEP_ENGINES = {"llama-server": "llama.cpp", "ollama": "llama.cpp", "lmstudio": 
 def step_engine(name: str) -> str:
     """The engine whose model of a step stands for this one."""
     return STEP_ENGINES.get(name, name)
+
+
+Phase = Literal["decode", "prefill"]
+Kind = Literal["dense", "moe"]
+
+
+_KIN = (
+    (re.compile(r"IQ[123]_\w+|TQ\d_\d|Q1_0"), "Q4_K"),
+    (re.compile(r"NVFP4|MXFP4_LINEAR"), "MXFP4"),
+    (re.compile(r"(INT|GPTQ|AWQ)[234]?(_G(64|128|256|512|1024)|_ROW)?|NF4(_DQ)?"), "INT4"),
+    (re.compile(r"(INT|GPTQ|AWQ)8\w*"), "INT8"),
+    (re.compile(r"FP8_\w+|MXFP8"), "FP8"),
+)
+
+
+def kin_of(kind: str) -> str | None:
+    """The number type that stands in for one which nobody published a speed of; None: none is like it."""
+    return next((kin for pattern, kin in _KIN if kin != kind and pattern.fullmatch(kind)), None)
 
 
 class Constants(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +110,15 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
     """By number type: seconds of an operation in a full tile, over those of one left over; 1 where none is given.
     Routed experts are not tiled."""
 
+    def byte_cost(self, kind: str) -> float:
+        """`type_cost` of a number type; where it was not measured that of its kin, which is unpacked in a like way."""
+        found = self.type_cost.get(kind)
+        return self.type_cost.get(kin_of(kind) or "", 1.0) if found is None else found
+
+
+UNSEEN = 1.25
+"""How much wider than its neighbours' an interval is where nobody measured. A judgement."""
+
 
 class Error(msgspec.Struct, frozen=True, kw_only=True):
     """How far predictions of one sort were off, left out of the fit: |ln(predicted / measured)|.
@@ -98,8 +127,8 @@ class Error(msgspec.Struct, frozen=True, kw_only=True):
     `between_models` is the part that does not cancel when two models on this machine are compared.
     """
 
-    phase: Literal["decode", "prefill"]
-    kind: Literal["dense", "moe"]
+    phase: Phase
+    kind: Kind
     log_half_width: float
     between_models: float
     median: float
@@ -117,6 +146,24 @@ class Error(msgspec.Struct, frozen=True, kw_only=True):
     far they differ when they are repeated. None: nothing was measured twice."""
     of_model: float | None = None
     """What of `median` that does not explain."""
+
+    def of_others(self, least: float = 0.0) -> Error:
+        """What stands in where nobody measured: this error of the nearest kind, a quarter wider, with no record.
+
+        `least`: the half width of what is known to be off by more than that.
+        """
+        half = max(UNSEEN * self.log_half_width, least)
+        return msgspec.structs.replace(
+            self,
+            log_half_width=half,
+            between_models=min(max(UNSEEN * self.between_models, least), half),
+            n=0,
+            coverage=None,
+            records=0,
+            machines=0,
+            repeat=None,
+            of_model=None,
+        )
 
     def words(self) -> str:
         """How many records stand behind it, and how far off they were."""
@@ -166,6 +213,10 @@ class ProfileOrigin(msgspec.Struct, frozen=True, kw_only=True):
     placements: list[str] = []
     """In words: where the probes' weights lay."""
     sources: list[str] = []
+    kernels: list[str] = []
+    """Of a data sheet: whose kernels ran the published records behind it."""
+    types: dict[str, int] = {}
+    """Of a data sheet: those records by number type of weights, of at least a twentieth of a model's bytes."""
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,3 +246,67 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     machine: MachineSpec | None = None
     idle_w: float | None = None
     busy_w: float | None = None
+
+
+PAGED_LOG_HALF_WIDTH = log(3.0)
+"""Least half width of a model that is read from disk in part: how fast disks are is not asked. A judgement."""
+
+
+def error_of(profile: Profile, phase: str, *, moe: bool, spilled: bool) -> Error:
+    """How far a profile's predictions of a kind of model were off.
+
+    `spilled`: it lies in part in host memory or on disk. Where no model that lies like it was measured, the error of
+    the others is no more than a hint, and `n` is 0.
+    """
+    alike = [e for e in profile.errors if e.phase == phase and e.kind == ("moe" if moe else "dense")]
+    own = next((e for e in alike if e.spilled == spilled), None)
+    return own or alike[0].of_others(PAGED_LOG_HALF_WIDTH if spilled else 0.0)
+
+
+RATES = ("weight_bytes_per_s", "kv_bytes_per_s", "decode_flops_per_s", "prefill_flops_per_s", "routing_alpha")
+FURTHER_RATES = ("host_bytes_per_s", "disk_bytes_per_s", "host_flops_per_s", "stream_bytes_per_s", "link_bytes_per_s")
+BY_TYPE = ("type_cost", "type_compute", "tile_cost")
+WIDEST = 100.0
+"""Of an interval's half width, in log units: beyond it there is no arithmetic."""
+
+
+def fault_of(profile: Profile) -> str | None:
+    """What no fit can have written: the key, what was found and what is right; None: nothing.
+
+    Such a file was edited by hand or cut; it would give times below 0, none at all, or intervals beside their value.
+    """
+    own = profile.constants
+    for name in RATES + FURTHER_RATES:
+        value = getattr(own, name)
+        if value is not None and not (isfinite(value) and value > 0):
+            return f"constants.{name}: found {value:g}; right is a number above 0"
+    for name in BY_TYPE:
+        for kind, value in getattr(own, name).items():
+            if not (isfinite(value) and value > 0):
+                return f"constants.{name}.{kind}: found {value:g}; right is a number above 0"
+    costs = [n for n in Constants.__struct_fields__ if n not in (*RATES, *FURTHER_RATES, *BY_TYPE, "overlap")]
+    least = {"expert_tile": 1.0, "tile": 1.0, "vector_rows": 1.0}
+    for name in costs:
+        value = getattr(own, name)
+        if value is not None and not (isfinite(value) and value >= least.get(name, 0.0)):
+            return f"constants.{name}: found {value:g}; right is a number from {least.get(name, 0.0):g}"
+    if not 0.0 <= own.overlap <= 1.0:
+        return f"constants.overlap: found {own.overlap:g}; right is a number from 0 to 1"
+    for index, error in enumerate(profile.errors):
+        if not 0.0 <= error.log_half_width <= WIDEST or not 0.0 <= error.between_models <= WIDEST:
+            widths = f"{error.log_half_width:g} and {error.between_models:g}"
+            return f"errors.{index}: its widths are {widths}; right is 0 to {WIDEST:g}"
+    found = {(error.phase, error.kind) for error in profile.errors}
+    for phase, kind in product(get_args(Phase), get_args(Kind)):
+        if (phase, kind) not in found:
+            return f"errors: none is of {phase} and {kind}; right is one for each phase and kind"
+    if profile.devices < 1 or (profile.others and len(profile.others) + 1 != profile.devices):
+        return f"devices: found {profile.devices} beside {len(profile.others)} others; right is how many there are"
+    if (profile.memory_bytes or 0) < 0 or (profile.host_memory_bytes or 0) < 0:
+        return "memory_bytes or host_memory_bytes is below 0; right is a size in bytes, or null"
+    if (profile.idle_w or 0.0) < 0 or (profile.busy_w or 0.0) < 0:
+        return "idle_w or busy_w is below 0; right is watts, or null"
+    for index, other in enumerate(profile.others):
+        if said := fault_of(other):
+            return f"others.{index}.{said}"
+    return None

@@ -25,6 +25,9 @@ from numpy.typing import ArrayLike
 from breakeven.forecast.constants import Constants, Profile
 from breakeven.forecast.memory import LLAMA_CPP_MARGIN_BYTES, USABLE, Split, kv_ways
 from breakeven.forecast.terms import Floats, Terms, experts_s, occupancies
+from breakeven.hardware.chips import backend_of
+from breakeven.model.architecture import ModelSpec
+from breakeven.model.parts import CompressedAttention, Gqa, Mla
 
 LINK_BYTES_PER_S = 25e9
 """One direction between two devices on PCIe 4.0 x16, where neither profile nor chip says. A judgement."""
@@ -40,6 +43,13 @@ def split_of(engine: str, devices: int, expert_parallel: bool = False) -> Split:
     if engine == "llama.cpp":
         return "layers"
     return "experts" if expert_parallel else "tensor"
+
+
+def parts_evenly(spec: ModelSpec, devices: int) -> bool:
+    """Whether each device gets as many heads of attention: vLLM refuses to start otherwise."""
+    kinds = (Gqa, Mla, CompressedAttention)
+    heads = {mixer.heads for layer in spec.layers for mixer in layer.mixers if isinstance(mixer, kinds)}
+    return all(each % devices == 0 for each in heads)
 
 
 def shard(terms: Terms, devices: int, split: Split) -> Terms:
@@ -105,15 +115,15 @@ SEPARATE_MEMORY = ("datacenter", "workstation", "consumer")
 """Chips whose memory is not the host's."""
 
 
-BACKENDS = {"NVIDIA": "CUDA", "AMD": "ROCm", "Intel": "SYCL"}
-"""What llama.cpp calls devices of a maker, in the build that its users have."""
+BACKENDS = {"cuda": "CUDA", "amd": "ROCm", "intel": "SYCL"}
+"""What llama.cpp calls devices by whose kernels run on them (`backend_of`), in the build that its users have."""
 
 
 def device_names(profiles: Sequence[Profile]) -> list[str]:
     """CUDA0, CUDA1, ...: devices as llama.cpp lists them; Vulkan where the maker is not known."""
     if (first := profiles[0].device) is not None and first.place and len(profiles) == 1:
         return [first.place]
-    kinds = [BACKENDS.get(p.chip.name.split()[0] if p.chip else "", "Vulkan") for p in profiles]
+    kinds = [BACKENDS.get(backend_of(p.chip) if p.chip else "", "Vulkan") for p in profiles]
     return [f"{kind}{kinds[:i].count(kind)}" for i, kind in enumerate(kinds)]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from breakeven.errors import UserError
-from breakeven.forecast.constants import Constants, Error, Profile
+from breakeven.forecast.constants import Constants, Error, Profile, error_of
 from breakeven.forecast.devices import (
     apart,
     collectives_s,
@@ -92,7 +92,7 @@ class StepModel:
     @property
     def split(self) -> Split:
         """How the model is spread over its devices."""
-        return split_of(self.profile.engine, self.devices, self.expert_parallel)
+        return split_of(self.profile.engine, self.devices, self.expert_parallel and self.terms.moe)
 
     @cached_property
     def device_terms(self) -> Terms:
@@ -168,11 +168,10 @@ class StepModel:
         return steps * self.step_s(0.0, 0.0, tokens / steps, (tokens + 1.0) / 2.0)
 
     def error(self, phase: str) -> Error:
-        """How far this profile's predictions of this kind of model were off."""
-        kind = "moe" if self.terms.moe else "dense"
-        alike = [e for e in self.profile.errors if e.phase == phase and e.kind == kind]
-        spilled = not self.residency.whole
-        return next((e for e in alike if e.spilled == spilled), alike[0])
+        """How far this profile's predictions of this kind of model were off; of unlike devices the widest."""
+        profiles = (self.profile, *self.profile.others)
+        found = [error_of(profile, phase, moe=self.terms.moe, spilled=not self.residency.whole) for profile in profiles]
+        return max(found, key=lambda e: e.log_half_width)
 
     def scaled(self, factor: float) -> StepModel:
         """The same model, every step `factor` times as long."""

@@ -12,9 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from breakeven.errors import UserError
-from breakeven.forecast.asked import LLAMA_CPP, asked_model, known_notes, model_on, profiles_for, why_of
-from breakeven.forecast.constants import Profile, Range
-from breakeven.forecast.devices import host_bytes
+from breakeven.forecast.asked import (
+    LLAMA_CPP,
+    MINOR,
+    asked_model,
+    known_notes,
+    model_on,
+    origin_text,
+    profiles_for,
+    why_of,
+)
+from breakeven.forecast.constants import Range
+from breakeven.forecast.devices import host_bytes, parts_evenly
 from breakeven.forecast.memory import Memory
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.residency import HOST_BYTES_PER_S, OFFLOAD_TOKENS
@@ -34,46 +43,27 @@ QUANTITIES = {
     "bytes_read": "{value:.3g} bytes read in a step",
     "active_params": "{value:.3g} active parameters",
 }
-MINOR = 0.05
-"""Number types with less of a model's bytes go unmentioned."""
 WHOLE_KV = ("f32", "f16", "bf16")
 """Types of keys and values that an engine uses as they are."""
 SLACK = 1.25
 """Beyond the range by less than this factor is no extrapolation worth a line."""
 
 
-def origin_text(profile: Profile) -> str:
-    """How a profile's constants came about, in one line."""
-    origin = profile.origin
-    version = f" {origin.engine_version}" if origin.engine_version else ""
-    if origin.how == "probes":
-        spent = f" in {origin.seconds / 60:.0f} minutes" if origin.seconds else ""
-        text = f"calibrated on {origin.date} with {origin.engine}{version}: {origin.points} probed steps{spent}"
-    else:
-        name = profile.chip.name if profile.chip else profile.name
-        text = f"data sheet of {name} and what its class of machine reaches with {origin.engine}{version}"
-        if not any(error.n for error in profile.errors):
-            text += "; the intervals are judged, nothing of this class was measured"
-    if origin.at_prior:
-        text += f"; not identified, left at their prior: {', '.join(origin.at_prior)}"
-    return text
-
-
-def notes_of(model: StepModel, batch: int, context: int) -> list[str]:
+def notes_of(model: StepModel, batch: int, context: int, prompt: int = 1) -> list[str]:
     """What a reader of one point must know."""
     return [
         *known_notes(model),
-        *_room(model, batch, context),
+        *_room(model, batch, context, prompt),
         *_extrapolations(model, batch, context),
         *_types(model),
         *_approximations(model, batch),
     ]
 
 
-def _room(model: StepModel, batch: int, context: int) -> list[str]:
+def _room(model: StepModel, batch: int, context: int, prompt: int) -> list[str]:
     usable = model.usable_bytes()
     notes = []
-    if (longest := round(max(context, model.reserve))) > model.spec.context:
+    if (longest := round(max(context, prompt, model.reserve))) > model.spec.context:
         notes.append(f"{longest:,} tokens are more than the model's own limit of {model.spec.context:,}")
     if usable is None or (model.lies is None and model.fits(batch, context)):
         return notes
@@ -91,6 +81,8 @@ def _room(model: StepModel, batch: int, context: int) -> list[str]:
 def _lacking(model: StepModel, batch: int, context: int) -> str | None:
     if model.lies is not None:
         return model.lacking()
+    if model.split in ("tensor", "experts") and not parts_evenly(model.spec, model.devices):
+        return f"does not part its heads among {model.devices} devices"
     usable = model.usable_bytes()
     return None if usable is None or model.fits(batch, context) else _needs(model, batch, context, usable)
 
@@ -185,10 +177,15 @@ def _approximations(model: StepModel, batch: int) -> list[str]:
         notes.append(f"{model.kv} keys and values{said}: the time of their bytes; what unpacking takes is not in it")
     elif (own := model.spec.kv_cache) is not None and own not in KV_TYPES and engine in DO_AS_ASKED:
         notes.append(f"its checkpoint asks for {own} keys and values, which are not known here: counted as {model.kv}")
+    if model.expert_parallel and model.split != "experts":
+        notes.append(f"--expert-parallel changes nothing: {engine} parts no experts of {model.spec.name} here")
     if model.split == "layers":
         notes.append(f"{model.devices} devices work one after the other on their layers: more memory, no more speed")
     elif model.split != "none":
         notes.append(f"{model.devices} devices: a first approximation of {model.split} parallelism, not checked")
+        if not parts_evenly(model.spec, model.devices):
+            why = f"{model.devices} devices do not divide the model's heads of attention"
+            notes.append(f"{engine} does not start: {why}; the times are what they would be if it did")
     if model.profile.origin.how == "probes" and not routing_known(model.terms) and batch > 1:
         notes.append("routing taken as even; the low end allows for uneven routing (measure it: breakeven trace)")
     return notes
@@ -354,7 +351,7 @@ def _point(model: StepModel, name: str, machine: str, batch: int, context: int, 
         bytes_read=float(parts.weight_bytes + parts.kv_bytes),
         bound=max(seconds, key=lambda part: seconds[part]),
         parts_s={str(part): value for part, value in seconds.items()},
-        notes=notes_of(model, batch, context),
+        notes=notes_of(model, batch, context, prompt),
         prompt=prompt,
         reserve=round(max(context, model.reserve)),
         kv=model.kv,

@@ -1,9 +1,7 @@
 """From what a person types to a profile: this machine, a file, or a chip's name; and profiles on disk.
 
-A chip's profile needs no probes: what its data sheet says, times the efficiencies its class of machine reaches. They
-stand in `data/efficiencies.json`, by engine family and class of chip, with where each came from and how far predictions
-were off when a model, or a machine, was left out of the fit. The script `bench/fit_prior.py` writes that file from
-public measurements. A class that nobody measured borrows from its neighbours, and its interval says so.
+A chip's profile needs no probes: what its data sheet says, times the efficiencies its class of machine reaches
+(`efficiencies`).
 """
 
 from __future__ import annotations
@@ -11,14 +9,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 
 import msgspec
 
 from breakeven.errors import UserError, expanded
-from breakeven.forecast.constants import PROFILE_SCHEMA, Constants, Error, Profile, ProfileOrigin, Range, step_engine
+from breakeven.forecast.constants import PROFILE_SCHEMA, Constants, Profile, ProfileOrigin, fault_of, step_engine
+from breakeven.forecast.efficiencies import AS_THEY_ARE, Efficiency, Entry, efficiencies, efficiency_of
 from breakeven.forecast.residency import (
     CORE_FLOPS_PER_S,
     HOST_FLOPS_PER_S,
@@ -33,91 +30,8 @@ from breakeven.model.formats.gpu import MLX, GpuFormat
 from breakeven.model.formats.named import OwnFormat, format_named
 from breakeven.version import __version__
 
-ENGINES = ("llama.cpp", "vllm")
-
-
-class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
-    """What one class of machine makes of its data sheet under one engine.
-
-    Shares are of the published figure. `flops_per_byte`: peak operations over bytes, where none is published.
-    `usable_memory`: the share of memory an engine may fill.
-    """
-
-    weight_share: float
-    kv_share: float
-    decode_flops_share: float
-    prefill_flops_share: float
-    flops_per_byte: float
-    step_s: float
-    layer_s: float
-    moe_layer_s: float
-    mixer_layer_s: float = 0.0
-    sequence_s: float
-    overlap: float = 1.0
-    expert_s: float = 0.0
-    prefill_token_s: float = 0.0
-    element_bytes: float = 0.0  # moved of each element of a token's hidden state in a layer, at the nominal bandwidth
-    logit_bytes: float = 0.0
-    routing_alpha: float = 1.0
-    expert_compute: float = 1.0
-    vector_rows: int | None = None
-    expert_tile: float = 1.0
-    usable_memory: float = 1.0
-    host_bytes_per_s: float | None = None
-    disk_bytes_per_s: float | None = None
-    host_share: float = 0.6  # of host memory's nominal rate, read by the CPU beside a device: a PC's few channels
-    host_server_share: float = 0.4  # the same of a server's many channels
-    stream_share: float = 0.5  # of the nominal link between host memory and a device
-    handover_s: float = 5e-5
-    link_share: float = 0.7
-    link_bytes_per_s: float | None = None
-    link_s: float = 0.0
-    type_cost: dict[str, float] = {}
-    idle_share: float = 0.1
-    busy_share: float = 0.7
-
-
-AS_THEY_ARE = sorted({*Efficiency.__struct_fields__} & {*Constants.__struct_fields__} - {"link_bytes_per_s"})
-"""Constants that no data sheet scales."""
-
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One class of machine under one engine: its efficiency, its errors, and where both come from."""
-
-    engine: str
-    chip_class: str
-    backend: str = ""
-    """Whose kernels the engine runs on such chips (`backend_of`); empty: no matter whose."""
-    efficiency: Efficiency
-    errors: list[Error]
-    ranges: list[Range] = []
-    basis: str
-    """In words: fitted on what, or judged by what."""
-    points: int = 0
-    at_prior: list[str] = []
-
-
-class Efficiencies(msgspec.Struct, frozen=True, kw_only=True):
-    """The file `data/efficiencies.json`."""
-
-    date: str
-    sources: list[str]
-    entries: list[Entry]
-
-
-@lru_cache(maxsize=1)
-def efficiencies() -> Efficiencies:
-    """The shipped file."""
-    raw = files("breakeven.forecast").joinpath("data/efficiencies.json").read_bytes()
-    return msgspec.json.decode(raw, type=Efficiencies)
-
-
-def efficiency_of(chip_class: str, engine: str, backend: str = "") -> Entry:
-    """The entry for a class of chip, of this backend where there is one. Raises UserError for an engine without any."""
-    if engine not in ENGINES:
-        raise UserError(f"no data-sheet profile for engine {engine!r}: there is one for {' and '.join(ENGINES)}")
-    alike = [e for e in efficiencies().entries if (e.engine, e.chip_class) == (engine, chip_class)]
-    return next((e for e in alike if e.backend == backend), None) or next((e for e in alike if not e.backend), alike[0])
+NO_LLAMA_CPP = ("gaudi", "tpu")
+"""Makers' chips that llama.cpp has no backend for."""
 
 
 def profile_of_chip(chip: Chip, engine: str, devices: int = 1, format_name: str | None = None) -> Profile:
@@ -128,6 +42,8 @@ def profile_of_chip(chip: Chip, engine: str, devices: int = 1, format_name: str 
     """
     if devices < 1:
         raise UserError(f"{devices} devices of {chip.slug}: give at least 1")
+    if engine == "llama.cpp" and backend_of(chip) in NO_LLAMA_CPP:
+        raise UserError(f"llama.cpp has no kernels for {chip.name}; give --engine vllm, or another machine")
     entry = efficiency_of(chip.chip_class, engine, backend_of(chip))
     return profile_with(chip, entry, devices, format_name, efficiencies().date, efficiencies().sources)
 
@@ -167,6 +83,8 @@ def profile_with(
             points=entry.points,
             at_prior=entry.at_prior,
             sources=[f"data sheet: {chip.source}", entry.basis, *sources],
+            kernels=sorted(entry.kernels),
+            types=entry.types,
         ),
         memory_bytes=None if chip.memory_bytes is None else int(chip.memory_bytes * found.usable_memory),
         chip=chip,
@@ -288,6 +206,8 @@ def load_profile(path: Path) -> Profile:
         raise UserError(f"{path} is no profile: {error}; give what `breakeven calibrate` wrote") from error
     if profile.schema != PROFILE_SCHEMA:
         raise UserError(f"{path} has schema {profile.schema}, this version reads {PROFILE_SCHEMA}; calibrate again")
+    if fault := fault_of(profile):
+        raise UserError(f"{path}: {fault}; calibrate again, or put it right")
     return profile
 
 

@@ -8,9 +8,8 @@ from dataclasses import asdict, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from breakeven.forecast.asked import assumed_notes
+from breakeven.forecast.asked import assumed_notes, origin_text
 from breakeven.forecast.model import StepModel
-from breakeven.forecast.predict import origin_text
 from breakeven.forecast.simulator.policy import Fleet, Policy
 from breakeven.forecast.simulator.results import Simulation
 from breakeven.forecast.simulator.run import policy_of, simulate

@@ -287,7 +287,8 @@ def step_parts(
     zeros = np.zeros(shape)
     n = d + p
     fixed_bytes = sum(nbytes for _, nbytes in terms.fixed)
-    expert_bytes, weights_s, touched = zeros, zeros + _fixed_s(terms, constants, where), zeros
+    weights_s = zeros + _read_s(terms.fixed, constants) * (1.0 - where.fixed_host - where.fixed_disk)
+    expert_bytes, touched = zeros, zeros
     filled = zeros + 1.0
     for group, share in zip(terms.experts, occupancies(terms, n, constants.routing_alpha), strict=True):
         expert_bytes = expert_bytes + sum(nbytes for _, nbytes in group.types) * share
@@ -306,20 +307,23 @@ def step_parts(
         attention_p = attention_p + cache.flops * cache.read(pc)
     kv = d * (terms.state_bytes + kv_token)
     kv_s = kv * (1.0 - where.kv_host) / constants.kv_bytes_per_s
-    rows_s = constants.kv_row_s * rows * (1.0 - where.kv_host) * d  # whatever else goes on meanwhile
+    cache_rows_s = constants.kv_row_s * rows * (1.0 - where.kv_host) * d  # whatever else goes on meanwhile
     single, tiled, routed, head = _work(terms, constants)
     plain_here, routed_here = on_device(where, constants, n + zeros)
     plain = terms.token_flops * tiled * plain_here
     in_experts = terms.token_flops * routed * routed_here
     vector = math.inf if constants.vector_rows is None else float(constants.vector_rows)
-    in_tiles, by_row = np.maximum(d - vector, 0.0), np.where(n <= vector, d, 0.0)
-    flops_d = plain * (d - in_tiles) + in_experts * by_row + d * attention_d
+    in_tiles, by_row = np.maximum(d - vector, 0.0), np.minimum(d, vector)
+    flops_d = plain * (d - in_tiles) + d * attention_d
     if constants.tile > 1:
         flops_d = flops_d + terms.token_flops * (single - tiled) * plain_here * np.mod(d, constants.tile)
     # A prompt needs the output head for its last token alone, which is nothing beside the prompt.
     flops_p = plain * (in_tiles + p) + p * (attention_p - terms.head_flops * head * plain_here)
-    flops_p = flops_p + in_experts * (n - by_row) * np.where(n <= vector, 1.0, filled)
-    compute_s = flops_d / constants.decode_flops_per_s + flops_p / constants.prefill_flops_per_s
+    rate_d, rate_p = constants.decode_flops_per_s, constants.prefill_flops_per_s
+    rows_s = in_experts * (by_row / rate_d + np.minimum(p, vector - by_row) / rate_p)
+    # Experts go in tiles all or none; another token makes no step shorter.
+    routed_s = np.where(n <= vector, rows_s, np.maximum(rows_s, in_experts * n * filled / rate_p))
+    compute_s = flops_d / rate_d + flops_p / rate_p + routed_s
     overhead_s = (
         constants.step_s
         + constants.layer_s * terms.layers
@@ -343,12 +347,12 @@ def step_parts(
         hidden=terms.hidden,
     )
     memory_s = weights_s + kv_s
-    total = np.maximum(memory_s, compute_s) + overhead_s + rows_s + away.host_s + away.disk_s + away.link_s
+    total = np.maximum(memory_s, compute_s) + overhead_s + cache_rows_s + away.host_s + away.disk_s + away.link_s
     if constants.overlap != 1.0:
         total = total + (1.0 - constants.overlap) * np.minimum(memory_s, compute_s)
     return Parts(
         weights_s=weights_s,
-        kv_s=kv_s + rows_s,
+        kv_s=kv_s + cache_rows_s,
         compute_s=compute_s,
         overhead_s=overhead_s,
         total_s=total,
@@ -377,13 +381,9 @@ def experts_s(group: ExpertGroup, constants: Constants) -> float:
     return _read_s(group.types, constants)
 
 
-def _fixed_s(terms: Terms, constants: Constants, where: Residency) -> float:
-    return _read_s(terms.fixed, constants) * (1.0 - where.fixed_host - where.fixed_disk)
-
-
 def _read_s(types: tuple[tuple[str, float], ...], constants: Constants) -> float:
     """Seconds of reading these bytes once."""
-    return sum(nbytes * constants.type_cost.get(kind, 1.0) for kind, nbytes in types) / constants.weight_bytes_per_s
+    return sum(nbytes * constants.byte_cost(kind) for kind, nbytes in types) / constants.weight_bytes_per_s
 
 
 def _work(terms: Terms, constants: Constants) -> tuple[float, float, float, float]:

@@ -66,20 +66,25 @@ class _Catalogue(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def backend_of(chip: Chip) -> str:
-    """Whose kernels llama.cpp runs on a chip: cuda, metal, amd (ROCm or Vulkan), intel (SYCL or Vulkan), cpu.
+    """Whose kernels run on a chip: cuda, metal, amd (ROCm or Vulkan), intel (SYCL or Vulkan), adreno, cpu, gaudi, tpu.
 
-    Empty where neither its class nor its name tells.
+    Makers' words may stand before the name, as in "NVIDIA GeForce RTX 5070" of a description. Empty where neither its
+    class nor its name tells.
     """
     if chip.chip_class in BACKENDS:
         return BACKENDS[chip.chip_class]
-    return next((name for name, words in _KERNELS if re.match(words, chip.slug)), "")
+    return next((name for name, words in _KERNELS if re.search(rf"(?:^|-)(?:{words})", chip.slug)), "")
 
 
 BACKENDS: dict[ChipClass, str] = {"apple": "metal", "sbc": "cpu", "cpu": "cpu", "jetson": "cuda"}
 _KERNELS = (
-    ("amd", r"rx-|radeon|mi\d|ryzen|steam-deck|instinct"),
-    ("intel", r"arc-|intel-arc"),
-    ("cuda", r"(rtx|gtx|quadro|titan|dgx|gb\d|gh\d|[ahblvpmt]\d)"),
+    ("gaudi", r"gaudi"),
+    ("tpu", r"tpu"),
+    ("adreno", r"adreno|snapdragon"),
+    ("cuda", r"nvidia|geforce|tesla"),
+    ("amd", r"amd\b|rx-|radeon|mi\d|ryzen|steam-deck|instinct"),
+    ("intel", r"arc-|intel\b"),
+    ("cuda", r"rtx|gtx|quadro|titan|dgx|gb\d|gh\d|[ahblvpmt]\d"),
 )
 
 
@@ -106,7 +111,7 @@ def chip_or_none(name: str) -> Chip | None:
     """As `chip_named`, None where no chip is called so: what a driver calls a device need not be one of the list."""
     known = _by_key()
     asked = slug_of(name)
-    return known.get(asked) or known.get(_bare(asked)) or _of_size(asked)
+    return known.get(asked) or known.get(_bare(asked)) or _of_size(asked) or _glued().get(asked.replace("-", ""))
 
 
 _SOLD_IN_SIZES = {"apple", "unified", "sbc", "integrated"}
@@ -159,10 +164,13 @@ def devices_named(text: str) -> tuple[Chip, ...]:
     found = re.fullmatch(r"\s*(?:(\d{1,9}) ?[x*] ?)?([^:]*)(?::(.*))?", text, re.IGNORECASE | re.DOTALL)
     if found is None:  # a second colon
         raise UserError(f"{text!r} is no device; give its name, such as rtx-3090, 2xrtx-3090 or rtx-2080-ti:22GB")
-    count = int(found[1] or 1)
+    # A number before an x may be the chip's own, as of "7900xtx" or "3090 x 2".
+    count, named = int(found[1] or 1), found[2]
+    if whole := chip_or_none(text.partition(":")[0]):
+        count, named = 1, whole.slug
     if not 1 <= count <= MOST_DEVICES:
         raise UserError(f"{text!r}: found {count} devices; give 1 to {MOST_DEVICES}, such as 2xrtx-3090")
-    chip = chip_named(found[2])
+    chip = chip_named(named)
     if found[3] is not None:
         try:
             size = size_of(found[3])
@@ -226,6 +234,16 @@ def _by_key() -> Mapping[str, Chip]:
         named.setdefault(slug_of(chip.name), chip)
         named.setdefault(_bare(slug_of(chip.name)), chip)
     return {**{_bare(slug): chip for slug, chip in by_slug.items()}, **named, **by_slug}
+
+
+@lru_cache(maxsize=1)
+def _glued() -> Mapping[str, Chip]:
+    """Chips by their names without hyphens, as in "RTX4090" and "7900xtx", where one chip alone is written so."""
+    found: dict[str, Chip | None] = {}
+    for key, chip in _by_key().items():
+        name = key.replace("-", "")
+        found[name] = chip if found.get(name, chip) == chip else None
+    return {name: chip for name, chip in found.items() if chip is not None}
 
 
 def _nearest(asked: str) -> list[str]:

@@ -140,11 +140,12 @@ def print_prediction(result: Prediction, console: Console, *, why: bool = False)
     """Print a table a machine, its notes, and how its constants came about; with `why` the records behind them."""
     for machine, points in grouped(result.points, lambda point: point.machine).items():
         first = points[0]
-        devices = f"{first.devices} x " if first.devices > 1 else ""
         # What all have alike; where they differ each says it in the table.
         alike = [found.pop() for found in ({p.engine for p in points}, {p.format for p in points}) if len(found) == 1]
-        with_ = [machine, *alike, *_cache(points)]
-        _say(console, f"{devices}{', '.join(with_)}: predicted, not measured", style="bold")
+        # Behind the machine, which in words may say its devices itself, as 8xh200-sxm does.
+        devices = [f"{first.devices} devices"] if first.devices > 1 else []
+        with_ = [machine, *devices, *alike, *_cache(points)]
+        _say(console, f"{', '.join(with_)}: predicted, not measured", style="bold")
         ratios = [ratio for ratio in result.ratios if ratio.machine == machine]
         _say_tables(console, _prediction_tables(points, ratios, console.width), parted=True)
         for pair in grouped(ratios, lambda ratio: ratio.model).values():

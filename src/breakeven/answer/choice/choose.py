@@ -35,7 +35,7 @@ from breakeven.answer.choice.why import (
     why_text,
 )
 from breakeven.answer.choice.worlds import SEED, TRANSLATED, WORLDS, DrawnWorlds, Floats, areas_of, worlds_of
-from breakeven.forecast.predict import origin_text
+from breakeven.forecast.asked import origin_text
 from breakeven.model.catalogue import entries, find
 from breakeven.model.formats.named import format_named
 from breakeven.model.quality.kin import kin_of

@@ -10,12 +10,13 @@ from breakeven.answer.choice.search import Runnable, under_users
 from breakeven.answer.choice.uses import Wish
 from breakeven.answer.choice.worlds import DrawnWorlds
 from breakeven.errors import BreakevenError
+from breakeven.forecast.devices import parts_evenly
 from breakeven.forecast.model import step_model
 from breakeven.forecast.predict import points_of
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.catalogue import base_words, lookup
 from breakeven.model.formats.named import default_format
-from breakeven.model.parts import CompressedAttention, Gqa, Mla, MoeFfn
+from breakeven.model.parts import MoeFfn
 from breakeven.model.quality.ability import answer_tokens
 from breakeven.results.choose import ChoiceRow, CommandLine, Role
 from breakeven.results.predicted import PredictedPoint
@@ -43,7 +44,7 @@ class Exact:
 def exact(option: Runnable, place: Site, wish: Wish) -> Exact | None:
     """The option placed as its engine places it; None where the engine does not run it so."""
     profile, spec = place.formats.get(option.format, place.profile), lookup(option.name)
-    if place.engine == "vllm" and not _parts_evenly(spec, place.devices):
+    if place.engine == "vllm" and not parts_evenly(spec, place.devices):
         return None
     try:
         model = step_model(spec, profile, option.format, place.devices, kv=option.kv, reserve=wish.reserve)
@@ -60,13 +61,6 @@ def exact(option: Runnable, place: Site, wish: Wish) -> Exact | None:
         )
     )
     return Exact(point, bracketed(middle[0], slow[0], fast[0]), bracketed(middle[1], fast[1], slow[1]))
-
-
-def _parts_evenly(spec: ModelSpec, devices: int) -> bool:
-    """Whether each device gets as many heads of attention: vLLM refuses to start otherwise."""
-    kinds = (Gqa, Mla, CompressedAttention)
-    heads = {mixer.heads for layer in spec.layers for mixer in layer.mixers if isinstance(mixer, kinds)}
-    return all(each % devices == 0 for each in heads)
 
 
 def row_of(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from breakeven.answer.choice.machine import Site
 from breakeven.answer.choice.search import Runnable
 from breakeven.answer.choice.uses import Wish
-from breakeven.forecast.constants import Profile
+from breakeven.forecast.constants import Profile, error_of
 from breakeven.model.quality.ability import Ability, Joint, abilities, joint, languages, own_format
 from breakeven.model.quality.curve import loss_fit
 from breakeven.model.quality.loss import Loss, expected_loss
@@ -228,6 +228,5 @@ def _errors(
 
 def _widths(profile: Profile, phase: str, moe: bool, spilled: bool) -> tuple[float, float]:
     """Half widths of the error that all models share, and of a model's own."""
-    alike = [e for e in profile.errors if e.phase == phase and e.kind == ("moe" if moe else "dense")]
-    error = next((e for e in alike if e.spilled == spilled), alike[0])
+    error = error_of(profile, phase, moe=moe, spilled=spilled)
     return float(np.sqrt(max(error.log_half_width**2 - error.between_models**2, 0.0))), error.between_models
