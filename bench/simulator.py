@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.published.names import model_of
-from breakeven.forecast.constants import Constants, Origin, Profile
+from breakeven.forecast.constants import Constants, Profile, ProfileOrigin
 from breakeven.forecast.model import StepModel, step_model
 from breakeven.forecast.pooled import fleet_capacity_of
 from breakeven.forecast.profiles import profile_of_chip
@@ -136,7 +136,7 @@ def model_under(config: Config, knobs: dict[str, float]) -> StepModel:
         ),
         errors=[],
         ranges=[],
-        origin=Origin(how="datasheet", engine="vllm", engine_version="0.19.0", date="", version=""),
+        origin=ProfileOrigin(how="datasheet", engine="vllm", engine_version="0.19.0", date="", version=""),
         memory_bytes=chip.memory_bytes,
         chip=chip,
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from breakeven.forecast.constants import Constants, Error, Origin, Profile
+from breakeven.forecast.constants import Constants, Error, Profile, ProfileOrigin
 from breakeven.forecast.model import StepModel, step_model
 from breakeven.model.catalogue import lookup
 from breakeven.version import __version__
@@ -49,7 +49,7 @@ def profile(devices: int) -> Profile:
             for k in ("dense", "moe")
         ],
         ranges=[],
-        origin=Origin(how="probes", engine="vllm", engine_version=None, date="", version=__version__),
+        origin=ProfileOrigin(how="probes", engine="vllm", engine_version=None, date="", version=__version__),
         memory_bytes=None,
     )
 

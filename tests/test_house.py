@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -112,6 +113,29 @@ def test_every_verb_explains_itself(verb: str) -> None:
     done = run_here(verb, "--help")
     assert done.returncode == 0, done.stderr
     assert f"breakeven {verb}" in done.stdout
+
+
+IMPORT_ALL = """
+import importlib, pathlib, sys
+sys.path[:0] = ["bench", "."]
+files = sorted(pathlib.Path("bench").rglob("*.py"))
+ours = {"breakeven", "bench", *(file.stem for file in files)}
+for file in files:
+    name = ".".join(file.with_suffix("").parts)
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name.partition(".")[0] in ours:
+            sys.exit(f"{name}: {error}")
+    except ImportError as error:
+        sys.exit(f"{name}: {error}")
+"""
+
+
+def test_every_script_of_the_bench_starts() -> None:
+    """What others are to repeat must at least find the names it uses; an extra that is not installed is no fault."""
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_links_between_pages_lead_somewhere() -> None:
