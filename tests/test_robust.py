@@ -147,7 +147,7 @@ def test_what_was_left_out_is_in_the_result_the_rows_and_the_levels() -> None:
 
 
 def test_joules_of_a_block_beside_a_neighbour_stay_out_like_its_speed() -> None:
-    """The counter of a package counts what the neighbour draws: three times the energy a token in the flagged blocks."""
+    """A package's counter counts what the neighbour draws: three times the energy a token in the flagged blocks."""
     blocks = [replace(b, joules=24.0 if b.flagged else 8.0) for b in study(LEAST_QUIET, LEAST_QUIET + 1)]
     found = points(blocks, Plan(streams=(1,)), ["a", "b"])[1].joules_per_token
     assert found is not None

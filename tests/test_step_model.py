@@ -182,7 +182,7 @@ def test_routing_of_another_model_is_refused(bad: list[list[float]]) -> None:
 def test_a_layer_of_which_nothing_was_seen_is_no_routing() -> None:
     found = rows("olmoe-1b-7b")
     found[3] = [0.0] * 64
-    with pytest.raises(UserError, match="of routed layer 3 of .* nothing was seen"):
+    with pytest.raises(UserError, match=r"of routed layer 3 of .* nothing was seen"):
         with_frequencies(terms("olmoe-1b-7b"), lookup("olmoe-1b-7b"), found)
 
 

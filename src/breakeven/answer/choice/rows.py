@@ -13,7 +13,6 @@ from breakeven.errors import BreakevenError
 from breakeven.forecast.devices import parts_evenly
 from breakeven.forecast.model import step_model
 from breakeven.forecast.predict import points_of
-from breakeven.model.architecture import ModelSpec
 from breakeven.model.catalogue import base_words, lookup
 from breakeven.model.formats.named import default_format
 from breakeven.model.parts import MoeFfn
