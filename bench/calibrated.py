@@ -1,10 +1,10 @@
 """How well a calibration predicts shapes it has not seen, on one machine: error by batch, coverage, which is faster.
 
-    python bench/calibrated.py                      the steps kept in bench/data, measured on 2 cores
+    python bench/calibrated.py                      the steps kept in bench/data, measured on 2 cores on two days
     python bench/calibrated.py --measure DIR        probes and unseen models here, taking turns (30 minutes)
 
 "machine" is the part of the median error that the measurements themselves are off by, from repeating them on several
-visits; "model" is the rest. Steps that were measured on one visit (those kept) do not tell.
+visits; "model" is the rest. Steps that were measured on one visit (the older ones kept) do not tell.
 
 Only the probes are fitted. The unseen models differ from them in width, depth, heads, head size, experts and number
 types, and include published ones.
@@ -34,7 +34,7 @@ from breakeven.runs.calibrate import calibrate
 from breakeven.runs.observed import observations_of
 from breakeven.runs.probed import CalibrateOptions
 
-KEPT = Path(__file__).parent / "data" / "steps_2_cores.json"
+KEPT = sorted((Path(__file__).parent / "data").glob("steps_2_cores*.json"))
 UNSEEN: tuple[ModelSpec, ...] = (
     dense("d768x12", 768, 12, 3072, 12, 4, vocab=16384),
     dense("d1280x20", 1280, 20, 3584, 20, 5),
@@ -61,6 +61,7 @@ class Step(msgspec.Struct, frozen=True):
     tokens: float
     seconds: float
     n: int
+    visits: tuple[float, ...] = ()
 
 
 class Steps(msgspec.Struct, frozen=True):
@@ -89,16 +90,27 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=1800.0, help="seconds of measuring")
     asked = parser.parse_args()
     if asked.measure:
-        found = measured(asked.measure, asked.budget)
-    else:
-        kept = msgspec.json.decode(KEPT.read_bytes(), type=Steps)
+        report(judge(measured(asked.measure, asked.budget)))
+        return
+    specs = by_name()
+    for file in KEPT:
+        kept = msgspec.json.decode(file.read_bytes(), type=Steps)
         print(f"{kept.what}: {kept.machine}, {kept.engine}, {kept.format}, {kept.date}\n")
-        specs = by_name()
         found = [
-            Observation(s.model, terms_of(specs[s.model], kept.format), s.phase, s.sequences, s.tokens, s.seconds, s.n)
+            Observation(
+                s.model,
+                terms_of(specs[s.model], kept.format),
+                s.phase,
+                s.sequences,
+                s.tokens,
+                s.seconds,
+                s.n,
+                visits=s.visits,
+            )
             for s in kept.steps
         ]
-    report(judge(found))
+        report(judge(found))
+        print()
 
 
 def by_name() -> dict[str, ModelSpec]:

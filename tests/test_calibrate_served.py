@@ -120,13 +120,15 @@ def test_two_servers_of_two_kinds_tell_more(tmp_path: Path) -> None:
     assert [point.step_s.value for point in points] == pytest.approx(steps_seen(found, [DENSE, MOE]), rel=0.4)
 
 
-@pytest.mark.parametrize(("pid", "slots"), [(os.getpid(), {0, 1, 2}), (None, {None})])
+@pytest.mark.parametrize(("ours", "slots"), [(True, {0, 1, 2}), (False, {None})])
 def test_streams_of_a_probe_are_in_adjacent_slots_of_an_engine_of_ours(
-    pid: int | None, slots: set[int | None], tmp_path: Path
+    ours: bool, slots: set[int | None], tmp_path: Path
 ) -> None:
     """Others llama.cpp would not compute together; whose slots somebody else uses are left to the server."""
     with serving(0.001, meta=meta_of(DENSE)) as server, EventWriter(tmp_path / "log") as log:
-        candidate = Candidate("served", replace(connect(f"{server.url}/v1#served"), pid=pid), lambda: None)
+        candidate = Candidate(
+            "served", replace(connect(f"{server.url}/v1#served"), pid=os.getpid() if ours else None), lambda: None
+        )
         ProbeRun(candidate, log, []).block(3, 32, 4, 0)
         asked = [json.loads(body) for body in server.seen.bodies if b"max_tokens" in body]
     assert {body.get("id_slot") for body in asked if body["max_tokens"] == 4} == slots

@@ -111,6 +111,20 @@ def test_rates_come_back() -> None:
     assert constants.tile_cost["Q4_K"] == pytest.approx(0.5, rel=0.2)
 
 
+def test_types_that_are_not_repacked_have_tiles_of_their_own() -> None:
+    """Q5_0, of widths that K-quants do not part: dear one by one, cheap in tiles, which bytes alone cannot explain."""
+    truth = msgspec.structs.replace(
+        TRUTH, type_compute={"Q6_K": 1.5, "Q5_0": 2.8}, tile_cost={"Q4_K": 0.7, "Q5_0": 0.45}
+    )
+    constants = fit(steps(SMALL, truth, noise=0.02), tile=4).constants
+    assert constants.type_compute["Q5_0"] == pytest.approx(2.8, rel=0.25)
+    assert constants.tile_cost["Q5_0"] == pytest.approx(0.45, rel=0.25)
+    assert "Q6_K" not in constants.tile_cost  # nothing multiplies it in tiles
+    narrow = (dense("unseen-narrow", 576, 20, 1536, 9, 3),)
+    assert dict(terms_of(narrow[0], FORMAT).work).get("Q5_0", 0.0) > 0.3
+    assert np.median(errors(constants, steps(narrow, truth))) < 0.05
+
+
 def test_disturbed_blocks_do_not_bend_the_fit() -> None:
     found = steps(SMALL, TRUTH, noise=0.03)
     rng = np.random.default_rng(1)

@@ -137,6 +137,8 @@ TILE_PRIOR = 0.8
 CPU_TILE = 4
 """llama.cpp multiplies four tokens at once by weights it has repacked, and the rest one by one (ggml-cpu, repack.cpp:
 forward_mul_mat_one_chunk); experts go one by one always (forward_mul_mat_id). On x86 it repacks Q4_0, Q4_K, IQ4_NL."""
+TILED = frozenset({"F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "IQ4_NL"})
+"""Number types that it has not repacked and multiplies several tokens at once by all the same (llamafile/sgemm.cpp)."""
 DECODE_SHARE = 0.7
 """Of the prompts' rate of arithmetic, what decoding reaches when nothing else limits it: the units are the same, the
 matrices narrower. A judgement; where memory hides arithmetic at every batch probed, it keeps large batches sane."""
@@ -167,7 +169,8 @@ def parameters(observations: Sequence[Observation], start: Constants) -> list[Pa
     found += [Parameter("type_cost", 1.0, TYPE_SPREAD, 0.2, 5.0, key=kind) for kind in others]
     found += [Parameter("type_compute", 1.0, TYPE_SPREAD, 0.2, 5.0, key=kind) for kind in others]
     if start.tile > 1:
-        found.append(Parameter("tile_cost", TILE_PRIOR, TYPE_SPREAD, 0.1, 1.0, key=base))
+        tiled = (base, *(kind for kind in others if kind in TILED))
+        found += [Parameter("tile_cost", TILE_PRIOR, TYPE_SPREAD, 0.1, 1.0, key=kind) for kind in tiled]
         found.append(Parameter("kv_row_s", KV_ROW[0], COST_SPREAD, *KV_ROW[1:]))
     for name in HOST_RATES:
         if (prior := getattr(start, name)) is not None:
