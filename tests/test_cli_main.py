@@ -181,7 +181,7 @@ def test_a_name_that_is_no_text_is_one_line_with_and_without_json(tmp_path: Path
     ("error", "line"),
     [
         (PermissionError(errno.EACCES, "Permission denied", "x/config.json"), "x/config.json: Permission denied; "),
-        (OSError(errno.EROFS, "Read-only file system", "/mnt/x"), "/mnt/x: Read-only file system; "),
+        (OSError(errno.EROFS, "Read-only file system", "out/x"), "out/x: Read-only file system; "),
         (UnicodeEncodeError("utf-8", "b\udcffad", 1, 2, "surrogates not allowed"), "b?ad: a name that is not UTF-8"),
     ],
 )
