@@ -315,6 +315,27 @@ def test_a_file_is_priced_as_it_is(q8_file: Path) -> None:
     assert any(f"{q8_file}:F16@rtx-3090: F16, q8_0 keys" in note for note in found.notes)
 
 
+def test_a_bill_of_what_does_not_start_says_so() -> None:
+    """vLLM gives each device as many heads: 32 are not parted among 3."""
+    workload = Workload(
+        arrivals=Arrivals(process="poisson", rate_per_s=1.0),
+        prompt=Length(mean=64),
+        output=Length(mean=16),
+        requests=50,
+    )
+    for devices, told in ((3, True), (4, False)):
+        asked = CostOptions(
+            workload=workload,
+            machine="h100-sxm",
+            devices=devices,
+            format_name="FP8",
+            pricing=Rented(usd_per_hour=1.0),
+            rates=(1.0,),
+        )
+        notes = cost(["qwen3-30b-a3b"], asked).notes
+        assert any("does not start it: it does not part its heads among 3 devices" in note for note in notes) == told
+
+
 # --- engines ---------------------------------------------------------------------------------------------------------
 
 

@@ -100,6 +100,8 @@ def test_a_number_before_an_x_may_be_the_chips_own(text: str, slug: str, count: 
         ("NVIDIA Mystery 9", "cuda"),
         ("AMD Radeon RX 9999", "amd"),
         ("Intel Arc B999", "intel"),
+        ("My Intel NUC with RTX 3060", "cuda"),
+        ("RTX 4090 laptop, Ryzen 9", "cuda"),
         ("Intel Gaudi 4", "gaudi"),
         ("Google TPU v7", "tpu"),
         ("A card", ""),

@@ -21,6 +21,7 @@ from breakeven.cli.main import _run
 from breakeven.errors import UserError
 from breakeven.hardware.machine import MachineSpec
 from breakeven.model.quality.scores import QualityScore
+from breakeven.pages.decision_html import month_cell
 from breakeven.pages.decision_terminal import print_decision
 from breakeven.pages.decision_words import month_text, runs_on
 from breakeven.price.pricing import NOT_BILLED
@@ -460,6 +461,8 @@ def test_a_bill_without_an_upper_end_is_shown_without_one(pair: Decision) -> Non
     assert "-51,1" in month_text(sure, usd)
     assert "(from 365" in month_text(edge, usd)
     assert "51,1" not in month_text(edge, usd)
+    assert month_cell(sure, usd).interval == "365–51,135"
+    assert month_cell(edge, usd).interval == "from 365"
 
 
 def test_electricity_that_is_not_billed_is_said_beside_any_answer(pair: Decision) -> None:

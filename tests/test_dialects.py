@@ -610,10 +610,21 @@ def test_what_a_server_taught_holds_for_a_day_and_over_reloads_that_leave_it_as_
     assert reload(replace(plan, url="http://127.0.0.1:2/v1")) == ({}, 32_000, frozenset())
     reload(plan)
     teach()
-    now_s = block.now_s() + KNOWN_S
+    now_s = block.now_s() + KNOWN_S + 60
     block.now_s = lambda: now_s  # type: ignore[method-assign]
     speech = Speech(plan, 0, block)
     assert (speech.dialect.body, speech.most_output, speech.untold) == ({}, 32_000, frozenset()), "that was yesterday"
+
+
+def test_what_one_thing_teaches_makes_nothing_old_new() -> None:
+    plan = BackendPlan(name="one", url="http://127.0.0.1:1/v1", served_model="m")
+    block = SharedBlock(Shape(workers=3, backends=1, keys=1, models=1, experiments=1))
+    Speech(plan, 0, block).refuses(frozenset({"reasoning"}))
+    now_s = block.now_s() + KNOWN_S + 60
+    block.now_s = lambda: now_s  # type: ignore[method-assign]
+    speech = Speech(plan, 0, block)
+    speech.writes_at_most(8192)
+    assert (speech.most_output, speech.untold) == (8192, frozenset())
 
 
 def test_a_server_without_streams_is_connected_to() -> None:

@@ -234,6 +234,17 @@ def test_no_more_tokens_are_counted_than_are_asked_for(most: int) -> None:
         assert (found.choices_LE == counted(BOTH[:most], 8)).all()
 
 
+def test_tokens_of_which_nothing_was_kept_take_the_place_of_none() -> None:
+    """A beginning that an engine had cached comes as zeros."""
+    late = np.concatenate([np.zeros((20, 3, 2), BOTH.dtype), BOTH])
+    found = choices_of(answer(npy(late)), layers=range(3), per_token=2, n_experts=8, all_layers=3, most_tokens=8)
+    assert found is not None
+    assert found.tokens == 8
+    assert (found.choices_LE == counted(BOTH[:8], 8)).all()
+    with pytest.raises(UserError, match="nothing was kept"):
+        choices_of(answer(npy(late[:20])), layers=range(3), per_token=2, n_experts=8, all_layers=3, most_tokens=8)
+
+
 def test_a_shape_that_nobody_tells_needs_a_model() -> None:
     with pytest.raises(UserError, match="model:"):
         choices_of(answer(FLAT))

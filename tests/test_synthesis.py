@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,6 +183,12 @@ def test_what_cannot_be_promised_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+LLAMA = {
+    "model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 1024,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
 def test_the_model_itself_and_directories_are_never_written_over(tmp_path: Path) -> None:
     """Random numbers in the place of somebody's weights cannot be taken back."""
     weights = synthesise(small("llama"), "Q4_0", tmp_path / "m.gguf")
@@ -194,12 +201,17 @@ def test_the_model_itself_and_directories_are_never_written_over(tmp_path: Path)
     for place in (tmp_path, Path(), Path("/")):
         with pytest.raises(UserError, match="is a directory; give the file to write, such as"):
             breakeven.synth(str(weights), place)
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(LLAMA))
+    with pytest.raises(UserError, match="is the model itself"):
+        breakeven.synth(str(tmp_path / "hub"), tmp_path / "hub" / "config.json")
+    assert json.loads((tmp_path / "hub" / "config.json").read_text()) == LLAMA
+    shutil.rmtree(tmp_path / "hub")
     assert weights.read_bytes() == before
     assert sorted(tmp_path.iterdir()) == [link, weights]
 
 
 def test_too_small_a_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))

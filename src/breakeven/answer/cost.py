@@ -126,6 +126,8 @@ def served_as(
     kept = "" if model.kv == "f16" else f", {model.kv} keys and values,"
     notes = [f"{model.format_label}{kept} on {profile.name} with {profile.engine}, predicted from {origin}; {note}"]
     notes += assumed_notes(model.spec)
+    if model.lies is None and (why := model.lacking()) is not None:
+        notes.append(f"{profile.engine} does not start it: it {why}; the bill is what it would be if it did")
     if replica is None:
         notes.append("the weights and one request do not fit the device's memory")
     elif not serves(fleet):

@@ -137,13 +137,17 @@ def synth(
     from breakeven.engines.source import Source, weight_format
     from breakeven.engines.synthesis.routing import parse_routing
     from breakeven.engines.synthesis.write import synthesise
+    from breakeven.model.readers.gguf_file import first_part
     from breakeven.model.resolve import path_of, resolve_spec, split_format, weight_file
 
     spec, path, (named, own_format) = resolve_spec(model), Path(out), split_format(model)
     if path.is_dir():
         raise UserError(f"--out {path} is a directory; give the file to write, such as {path / spec.name}.gguf")
-    given = [file for file in (path_of(named), weight_file(named)) if file is not None and file.exists()]
-    if path.exists() and any(path.samefile(file) for file in given):
+    place, weights_in = path_of(named), weight_file(named)
+    given = [file for file in (place, weights_in) if file is not None and file.exists()]
+    inside = place.is_dir() and path.parent.resolve() == place.resolve()
+    a_part = weights_in is not None and first_part(path.resolve()) == first_part(weights_in.resolve())
+    if path.exists() and (inside or a_part or any(path.samefile(file) for file in given)):
         raise UserError(f"--out {path} is the model itself, whose weights would be lost; choose another name")
     source = Source(model, spec.name, spec, format_name=own_format)
     weights = weight_format(source, format, LLAMA_CPP)

@@ -253,11 +253,16 @@ PAGED_LOG_HALF_WIDTH = log(3.0)
 
 
 def error_of(profile: Profile, phase: str, *, moe: bool, spilled: bool) -> Error:
-    """How far a profile's predictions of a kind of model were off.
+    """How far a profile's predictions of a kind of model were off; of unlike devices the widest.
 
     `spilled`: it lies in part in host memory or on disk. Where no model that lies like it was measured, the error of
     the others is no more than a hint, and `n` is 0.
     """
+    found = [_error_of(one, phase, moe=moe, spilled=spilled) for one in (profile, *profile.others)]
+    return max(found, key=lambda error: error.log_half_width)
+
+
+def _error_of(profile: Profile, phase: str, *, moe: bool, spilled: bool) -> Error:
     alike = [e for e in profile.errors if e.phase == phase and e.kind == ("moe" if moe else "dense")]
     own = next((e for e in alike if e.spilled == spilled), None)
     return own or alike[0].of_others(PAGED_LOG_HALF_WIDTH if spilled else 0.0)

@@ -20,6 +20,7 @@ from breakeven.forecast.devices import (
     collectives_s,
     device_names,
     host_bytes,
+    parts_evenly,
     shard,
     split_of,
     usable,
@@ -169,9 +170,7 @@ class StepModel:
 
     def error(self, phase: str) -> Error:
         """How far this profile's predictions of this kind of model were off; of unlike devices the widest."""
-        profiles = (self.profile, *self.profile.others)
-        found = [error_of(profile, phase, moe=self.terms.moe, spilled=not self.residency.whole) for profile in profiles]
-        return max(found, key=lambda e: e.log_half_width)
+        return error_of(self.profile, phase, moe=self.terms.moe, spilled=not self.residency.whole)
 
     def scaled(self, factor: float) -> StepModel:
         """The same model, every step `factor` times as long."""
@@ -295,7 +294,12 @@ class StepModel:
         return [DeviceRoom(name, n) for name, n in zip(device_names(profiles), free, strict=True)]
 
     def lacking(self) -> str | None:
-        """Which place is too small for what lies there, with the numbers; None: none, or not known."""
+        """Why it cannot be run: the place that is too small, with the numbers, or devices that do not part it.
+
+        None: nothing, or not known.
+        """
+        if self.split in ("tensor", "experts") and not parts_evenly(self.spec, self.devices):
+            return f"does not part its heads among {self.devices} devices"
         return None if self.lies is None else lacking(self.lies, self.rooms(), host_bytes(self.profile))
 
     def placement_words(self, batch: float, context: float) -> str | None:

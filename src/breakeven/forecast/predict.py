@@ -79,10 +79,8 @@ def _room(model: StepModel, batch: int, context: int, prompt: int) -> list[str]:
 
 
 def _lacking(model: StepModel, batch: int, context: int) -> str | None:
-    if model.lies is not None:
-        return model.lacking()
-    if model.split in ("tensor", "experts") and not parts_evenly(model.spec, model.devices):
-        return f"does not part its heads among {model.devices} devices"
+    if (why := model.lacking()) is not None or model.lies is not None:
+        return why
     usable = model.usable_bytes()
     return None if usable is None or model.fits(batch, context) else _needs(model, batch, context, usable)
 

@@ -81,10 +81,10 @@ _KERNELS = (
     ("gaudi", r"gaudi"),
     ("tpu", r"tpu"),
     ("adreno", r"adreno|snapdragon"),
-    ("cuda", r"nvidia|geforce|tesla"),
+    ("cuda", r"nvidia|geforce|tesla|rtx|gtx|quadro|titan"),
     ("amd", r"amd\b|rx-|radeon|mi\d|ryzen|steam-deck|instinct"),
     ("intel", r"arc-|intel\b"),
-    ("cuda", r"rtx|gtx|quadro|titan|dgx|gb\d|gh\d|[ahblvpmt]\d"),
+    ("cuda", r"dgx|gb\d|gh\d|[ahblvpmt]\d"),
 )
 
 
@@ -164,7 +164,7 @@ def devices_named(text: str) -> tuple[Chip, ...]:
     found = re.fullmatch(r"\s*(?:(\d{1,9}) ?[x*] ?)?([^:]*)(?::(.*))?", text, re.IGNORECASE | re.DOTALL)
     if found is None:  # a second colon
         raise UserError(f"{text!r} is no device; give its name, such as rtx-3090, 2xrtx-3090 or rtx-2080-ti:22GB")
-    # A number before an x may be the chip's own, as of "7900xtx" or "3090 x 2".
+    # A number before an x may be the chip's own, as of "7900xtx".
     count, named = int(found[1] or 1), found[2]
     if whole := chip_or_none(text.partition(":")[0]):
         count, named = 1, whole.slug

@@ -5,6 +5,7 @@ A path that exists is read for what is in it, whatever it is called: weights com
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from functools import partial
@@ -168,6 +169,8 @@ def _begin(path: Path) -> bytes:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return b""
     except OSError as error:
+        if error.errno == errno.EINVAL and not path.exists():
+            return b""  # on Windows, a name that no file can have
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a file that you may read") from error
 
 

@@ -96,6 +96,14 @@ def usd_cell(span: Estimate | None, scale: float = 1.0) -> Cell:
     return Cell(say.usd_span(span, scale).removesuffix(f" ({interval})"), interval.replace("-", "–"))
 
 
+def month_cell(candidate: CandidateResult, span: Estimate | None) -> Cell:
+    """A month of an hourly bill; of one without an upper end, from where on it lies."""
+    found = usd_cell(span, say.MONTH_HOURS)
+    if not found.interval or not say.is_endless(candidate):
+        return found
+    return Cell(found.value, f"from {found.interval.partition('–')[0]}")
+
+
 def delay_cell(span: Estimate | None) -> Cell:
     """A delay in the unit that suits it, its interval beneath."""
     if span is None:
@@ -119,7 +127,7 @@ def now_cells(candidate: CandidateResult, load_per_s: float) -> list[Cell]:
     bill = [Cell("–", "")] * 3
     if cost is not None:
         bill = [
-            usd_cell(cost.usd_per_hour, say.MONTH_HOURS),
+            month_cell(candidate, cost.usd_per_hour),
             usd_cell(cost.usd_per_mtok_output),
             _fleet_cell(cost),
         ]
@@ -141,12 +149,12 @@ def cost_cells(candidate: CandidateResult) -> tuple[list[str], list[list[Cell]]]
     heads = ["req/s", "replicas", "used", "$/month", "$/1000 requests", "$/Mtok out, all charged to it"]
     heads += ["$/Mtok in, by time", "$/Mtok out, by time", "$/conversation", "$/solved task"]
     heads += ["J/token out", "energy, $/month"]
-    rows = [_cost_row(point) for point in candidate.cost]
+    rows = [_cost_row(candidate, point) for point in candidate.cost]
     filled = [column for column in range(len(heads)) if any(row[column].value != "–" for row in rows)]
     return [heads[column] for column in filled], [[row[column] for column in filled] for row in rows]
 
 
-def _cost_row(point: CostPoint) -> list[Cell]:
+def _cost_row(candidate: CandidateResult, point: CostPoint) -> list[Cell]:
     def plain(amount: float | None) -> Cell:
         return Cell("–" if amount is None else say.usd(amount), "")
 
@@ -154,7 +162,7 @@ def _cost_row(point: CostPoint) -> list[Cell]:
         Cell(words.number(point.rate_per_s), ""),
         span_cell(point.replicas),
         Cell("–" if point.utilisation is None else words.percent_text(point.utilisation), ""),
-        usd_cell(point.usd_per_hour, say.MONTH_HOURS),
+        month_cell(candidate, point.usd_per_hour),
         usd_cell(point.usd_per_request, PER_THOUSAND),
         usd_cell(point.usd_per_mtok_output),
         plain(point.usd_per_mtok_input_share),

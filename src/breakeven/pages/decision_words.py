@@ -96,10 +96,15 @@ def usd_interval(span: Estimate, scale: float = 1.0) -> str:
     return "" if low == high else f"{low}-{high}"
 
 
+def is_endless(candidate: CandidateResult) -> bool:
+    """Whether its bill has no upper end."""
+    return any(note.startswith(ENDLESS) for note in candidate.notes)
+
+
 def month_text(candidate: CandidateResult, span: Estimate) -> str:
     """A month of an hourly bill; of one without an upper end, from where on it lies: "$412 (from 380)"."""
     told, interval = usd_span(span, MONTH_HOURS), usd_interval(span, MONTH_HOURS)
-    if not interval or not any(note.startswith(ENDLESS) for note in candidate.notes):
+    if not interval or not is_endless(candidate):
         return told
     return told.replace(interval, f"from {interval.partition('-')[0]}")
 

@@ -293,12 +293,12 @@ class ServerConnection(asyncio.Protocol):
 
     # The server's sweep.
 
-    def excuse(self, away_ns: int) -> None:
-        """Time in which nobody was here to read or to write is not the client's."""
-        self._idle_ns += away_ns
-        self._taken_ns += away_ns
+    def excuse(self, away_ns: int, now_ns: int) -> None:
+        """Time in which nobody was here to read or to write is not the client's; what came since has had none of it."""
+        self._idle_ns = min(now_ns, self._idle_ns + away_ns)
+        self._taken_ns = min(now_ns, self._taken_ns + away_ns)
         if self._reader.begun_ns:
-            self._reader.begun_ns += away_ns
+            self._reader.begun_ns = min(now_ns, self._reader.begun_ns + away_ns)
 
     def sweep(self, now_ns: int) -> None:
         """Close what is late: see `Limits`."""

@@ -149,7 +149,7 @@ class HttpServer:
         away_ns = self._lookout.away_ns(now_ns)
         for connection in list(self._connections):
             if away_ns:
-                connection.excuse(away_ns)
+                connection.excuse(away_ns, now_ns)
             else:
                 connection.sweep(now_ns)
         self._lookout.due_in(self._sweep_s)

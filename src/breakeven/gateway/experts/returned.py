@@ -132,10 +132,14 @@ def choices_of(
 
 
 def _first(parts: list[Ids], most_tokens: int | None) -> list[Ids]:
-    """So many tokens of both together, from the beginning."""
+    """So many tokens of both together, from the beginning; those of which nothing was kept are none."""
     if most_tokens is None:
         return parts
-    return [part[: max(0, most_tokens - sum(map(len, parts[:index])))] for index, part in enumerate(parts)]
+    found: list[Ids] = []
+    for part in parts:
+        kept = part[part.any(axis=(1, 2))] if part.shape[2] > 1 else part
+        found.append(kept[: most_tokens - sum(map(len, found))])
+    return found
 
 
 def _refuse(why: str) -> NoReturn:
@@ -266,6 +270,8 @@ def _flat(data: bytes, layers: int | None, per_token: int | None, tokens: int | 
 def _counted(parts: list[Ids], layers: Sequence[int] | None, n_experts: int | None) -> Returned:
     """Choices by layer and expert; `parts` with a token. Raises UserError for numbers that are no experts."""
     parts = [part for part in parts if len(part)]
+    if not parts:
+        _refuse("nothing was kept of its layers")
     n_layers, per_token = parts[0].shape[1:]
     if per_token == 1 and layers is None:
         _refuse("of one expert a token a dense layer looks like expert 0; name the backend's `model:`, one known here")

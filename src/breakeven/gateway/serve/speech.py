@@ -138,6 +138,8 @@ class Speech:
         # Of two workers at once the later one wins.
         if self._known[self._row + TAUGHT_BY] != self._whose:
             return
+        for one in _TAUGHT:
+            self._taught(one)  # what is a day old is not made new by this
         self._known[self._row + TAUGHT_S] = self._block.now_s() if at_s is None else at_s
         self._known[self._row + column] = value
 
@@ -203,8 +205,8 @@ class Question:
     """
 
     __slots__ = (
-        "_asked", "_doubted", "_fields", "_fits", "_headers", "_left_out", "_lessons", "_lowered", "_model", "_most",
-        "_query", "_speech", "_untold", "adds", "endpoint", "turned",
+        "_asked", "_doubted", "_fields", "_fits", "_headers", "_knew", "_left_out", "_lessons", "_lowered", "_model",
+        "_most", "_query", "_speech", "_untold", "adds", "endpoint", "turned",
     )  # fmt: skip
 
     def __init__(self, speech: Speech, model: msgspec.Raw, wanted: AskedFor, way: str) -> None:
@@ -218,7 +220,8 @@ class Question:
         self._left_out: list[str] = []
         self._lessons: tuple[Lesson, ...] = ()
         self._doubted = False
-        self._most, self._untold = speech.most_output, speech.untold
+        self._most, self._untold = (0, frozenset[str]()) if turned is None else (speech.most_output, speech.untold)
+        self._knew = self._untold
         self._lowered = False
         self._fits: int | None = None
         """Tokens of an answer for which there is room behind this prompt, where there are fewer."""
@@ -310,8 +313,8 @@ class Question:
             self._speech.learn(self._lessons)
         if self._lowered and not self._doubted:
             self._speech.writes_at_most(self._most)
-        if not self._lessons and self._untold != self._speech.untold:  # else that may have been all that was wrong
-            self._speech.refuses(self._untold)
+        if not self._lessons and (new := self._untold - self._knew):  # else that may have been all that was wrong
+            self._speech.refuses(new)
 
     @property
     def translated_to(self) -> str:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from breakeven.pages.decision_words import MONTH_HOURS, flip_at, interval_of, memory_text, usd_span, value_of
+from breakeven.pages.decision_words import MONTH_HOURS, flip_at, interval_of, memory_text, month_text, value_of
 from breakeven.pages.figures.axes import (
     CUT,
     HEIGHT,
@@ -119,7 +119,7 @@ def _said(candidate: CandidateResult) -> str:
     """A few points of a line in words: a picture of dozens of them would tire whoever listens."""
     every = max(1, -(-len(candidate.cost) // SAID_IN_ALT))
     points = candidate.cost[::every]
-    told = ", ".join(f"{usd_span(point.usd_per_hour, MONTH_HOURS)} at {number(point.rate_per_s)}" for point in points)
+    told = ", ".join(f"{month_text(candidate, point.usd_per_hour)} at {number(point.rate_per_s)}" for point in points)
     return f"{candidate.name}: {told} req/s"
 
 
