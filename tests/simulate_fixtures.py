@@ -106,9 +106,9 @@ def naive_simulation(
             read[i] += k
             if read[i] == prompt[i]:
                 given[i], first[i], gap[i] = 1, clock, 0.0
-        for i in list(here):
-            if given[i] == output[i]:
-                end[i] = clock
-                here.remove(i)
-                free.append(slot_of[i])
+        ended = [i for i in sorted(decoding, key=slot_of.__getitem__) if given[i] == output[i]]
+        for i in ended + [i for i, _ in plan if given[i] == output[i]]:
+            end[i] = clock
+            here.remove(i)
+            free.append(slot_of[i])
     return first, end, gap

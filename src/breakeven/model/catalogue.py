@@ -189,7 +189,7 @@ def unpacked(value: object) -> object:
 
 
 def packed(value: object) -> object:
-    """The inverse of `unpacked`: lists of numbers or words written in short where that is shorter."""
+    """The inverse of `unpacked`: lists of numbers or words written in short where half as many parts say it."""
     if isinstance(value, dict):
         return {key: packed(each) for key, each in value.items()}
     if not isinstance(value, list) or len(value) < 8 or not all(isinstance(v, int | float | str) for v in value):

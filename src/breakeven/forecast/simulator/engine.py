@@ -280,12 +280,16 @@ class Replica:
             peaks_at.pop()
         peaks_s.append(longest_s)
         peaks_at.append(self._step)
-        heap = self._heap
+        heap, ended = self._heap, []
         while heap and heap[0][0] <= self._step:
             at, i = heappop(heap)
             # What was preempted meanwhile has left its entry behind.
-            if i in self._running and self._jobs.ends_at[i] == at:
-                self._end(i)
+            if i in self._running and self._jobs.ends_at[i] == at and i not in ended:
+                ended.append(i)
+        if len(ended) > 1 and self._slots:
+            ended.sort(key=self._slots.of)  # as an engine goes through its slots
+        for i in ended:
+            self._end(i)
         self._sweep()
 
     # One request

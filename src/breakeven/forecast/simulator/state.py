@@ -172,6 +172,10 @@ class ReplicaSlots:
         """Request `i` has this slot."""
         self._slot_of[i], _ = self._free.pop(place)
 
+    def of(self, i: int) -> int:
+        """The slot that request `i` has."""
+        return self._slot_of[i]
+
     def give(self, i: int, ids: tuple[int, ...]) -> None:
         """Request `i` leaves its slot, if it has one, which has read `ids`."""
         if (slot := self._slot_of.pop(i, None)) is not None:
