@@ -117,11 +117,15 @@ class Replica:
         self._waiting.append(i)
 
     def next_end_s(self) -> float:
-        """No request here ends before this."""
+        """No request here ends before this. Where room runs out some leave, and the others' steps are shorter then."""
         if self._prefill or self._waiting or not self._running:
             return self.clock
         d = len(self._running)
-        m = max(1, self._heap[0][0] - self._step)
+        m, available = max(1, self._heap[0][0] - self._step), self._blocks.available
+        if d * ceil(m / self._blocks.block) > available:
+            if self._cross.blocks(self._step, 1) > available:
+                return self.clock
+            m = self._cross.steps_within(self._step, m, available)
         return self.clock + m * self._step_s(self._context / d)
 
     def advance(self, until_s: float, stop_at: frozenset[int] = frozenset()) -> None:
