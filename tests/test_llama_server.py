@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from breakeven.engines.backend import Backend
 from breakeven.engines.devices import VARIABLE, EngineDevice, read_binary, read_devices, read_options, usual_engine
 from breakeven.engines.llama_cpp.binary import LlamaServer, placement_flags
 from breakeven.engines.llama_cpp.child import _place
-from breakeven.engines.llama_cpp.report import last_words, placed_of
+from breakeven.engines.llama_cpp.report import last_words, placed_of, read_placed
 from breakeven.engines.memory import check_memory
 from breakeven.engines.source import parse_source
 from breakeven.engines.start import kv_type
@@ -411,6 +412,31 @@ def test_logs_of_several_builds_are_read() -> None:
     assert found is not None
     assert found.cpu_moe == 7  # seven of the eight layers that stayed behind, the two among them
     assert placed_of("nothing of the kind", AUTO) is None
+
+
+def test_a_log_that_lags_behind_the_answer_is_waited_for(tmp_path: Path) -> None:
+    """llama.cpp writes it in a thread of its own: the model may have answered before a line of it is there."""
+    log = tmp_path / "log"
+    said = ["load_tensors: offloaded 5/5 layers to GPU", "load_tensors: CUDA0 model buffer size = 8.00 MiB", ""]
+    log.write_text("starting\n")
+    until_asked = threading.Event()
+
+    def write() -> None:
+        until_asked.wait()
+        for line in [*said, "srv init: model loaded\n"]:
+            time.sleep(0.05)
+            with log.open("a") as file:
+                file.write(f"{line}\n")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert placed_of(log.read_text(), AUTO) is None
+    until_asked.set()
+    placed = read_placed(log, AUTO)
+    writer.join()
+    assert placed == placed_of("\n".join(said), AUTO)
+    assert placed is not None
+    assert placed.memory[0].weights_bytes == 8 * MIB
 
 
 def test_the_embedded_one_is_told_the_same() -> None:

@@ -24,7 +24,7 @@ from breakeven.engines.devices import (
 )
 from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine, free_port, spin_said, with_spin
 from breakeven.engines.llama_cpp.child import ALL_LAYERS
-from breakeven.engines.llama_cpp.report import experts_pattern, last_words, placed_of
+from breakeven.engines.llama_cpp.report import experts_pattern, last_words, read_placed
 from breakeven.errors import EngineError, UserError
 from breakeven.hardware.placement import AUTO, Placement
 from breakeven.hardware.reader import available_threads
@@ -116,8 +116,7 @@ class LlamaServer(KeptEngine):
             barred = [word for token in BYTES_BUT_ASCII for word in (flag, f"{token}-1000")]
         url, load_s = self._load(binary, [*barred, *flags], environment)
         self._complete_one(url)
-        log = self.log.read_text(errors="replace") if self.log.is_file() else ""
-        placed = placed_of(log, self.placement)
+        placed = read_placed(self.log, self.placement)
         settings = {
             "engine": LLAMA_SERVER,
             "build": binary.build(),

@@ -7,6 +7,7 @@ the buffers say: a mapped file counts the whole range of it that host memory sta
 from __future__ import annotations
 
 import re
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -21,6 +22,8 @@ _HOST = re.compile(r"^(CPU|BLAS|AMX|Host\b)|_Host$|_Host_")
 _KIND_OF_MEMORY = re.compile(r"(_Mapped|_Private|_Split|\[.*\])$")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 _LOADING = "loading model tensors"
+_LOADED = re.compile(r"model loaded|all slots are idle|stop processing")
+_LOG_LAG_S, _LOG_POLL_S = 10.0, 0.02
 _FITTED = "fitting params to free memory took"
 _FIT_ROW = re.compile(r" - (\S+).*?: +(\d+) layers(?: \( *(\d+) overflowing\))?, +-?\d+ MiB used")
 _EXPERT_COUNT = re.compile(r"\bn_expert += (\d+)")
@@ -42,6 +45,20 @@ _ERROR = re.compile(
 def experts_pattern(layers: int) -> str:
     """The routed experts of the first `layers` layers, as a pattern of tensor names."""
     return rf"blk\.({'|'.join(map(str, range(layers)))})\.{_EXPERTS}"
+
+
+def read_placed(log: Path, asked: Placement) -> Placed | None:
+    """`placed_of` that engine's log, as soon as that tells that the model is loaded.
+
+    llama.cpp writes its log in a thread of its own, which on a busy disk comes after the first answer: what is not yet
+    there is not what was not said. A build that says no such thing is waited for 10 s.
+    """
+    deadline = time.monotonic() + _LOG_LAG_S
+    while True:
+        said = log.read_text(errors="replace") if log.is_file() else ""
+        if _LOADED.search(said) or time.monotonic() > deadline:
+            return placed_of(said, asked)
+        time.sleep(_LOG_POLL_S)
 
 
 def placed_of(log: str, asked: Placement) -> Placed | None:

@@ -13,7 +13,7 @@ from breakeven.engines.backend import LLAMA_CPP, Backend
 from breakeven.engines.devices import check_embedded
 from breakeven.engines.keeper import READY_TIMEOUT_S, KeptEngine, spin_said, with_spin
 from breakeven.engines.llama_cpp.child import KvType, ServerReady, ServerSettings
-from breakeven.engines.llama_cpp.report import last_words, placed_of
+from breakeven.engines.llama_cpp.report import last_words, read_placed
 from breakeven.errors import EngineError, UserError
 from breakeven.hardware.placement import AUTO, Placement
 from breakeven.hardware.reader import available_threads
@@ -90,7 +90,7 @@ class LlamaCppServer(KeptEngine):
         ready = self._load()
         load_s = self._wait_healthy(ready.url, f"llama.cpp loaded the model but does not answer at {ready.url}")
         gpus = [device for device in ready.devices if device.is_gpu]
-        placed = placed_of(self.log.read_text(errors="replace"), asked) if gpus else None
+        placed = read_placed(self.log, asked) if gpus else None
         settings = {
             "engine": LLAMA_CPP,
             "build": f"xllamacpp {ready.engine_version}",
