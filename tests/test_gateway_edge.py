@@ -560,7 +560,8 @@ def test_bodies_of_all_connections_are_bounded_together(loop: Loop) -> None:
 
 async def opened(port: int, sent: bytes = b"", address: str = "127.0.0.1") -> asyncio.StreamReader:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
-    reader.writer = writer  # type: ignore[attr-defined]  # which would close when forgotten
+    # The loop holds the transport and that the protocol; a writer that nobody holds closes when garbage is collected.
+    writer.transport.get_protocol().held = reader, writer  # type: ignore[union-attr]
     writer.write(sent)
     # The server is on this loop, so a few rounds of it are enough for what was sent to be seen, however long they take.
     for _ in range(20):
