@@ -41,7 +41,7 @@ from breakeven.gateway.plan.write import gateway_text, write_gateway
 from breakeven.gateway.route.policies import POLICIES
 from breakeven.gateway.serve.run import source_of
 from breakeven.results.cost import Api, Own, Rented
-from breakeven.results.decision import Region, TrafficShare, Verdict
+from breakeven.results.decision import ABOVE, Region, TrafficShare, Verdict
 from breakeven.results.store import write
 from breakeven.traffic.workload import Slo
 
@@ -729,6 +729,22 @@ def test_parts_of_the_traffic_are_models_of_their_own(tmp_path: Path) -> None:
     models = {each.model: each.backends for each in plan.policies}
     assert models == {"commands": ("llama-3.1-8b",), "open-questions": ("hosted-moe",)}
     assert {each.slo for each in plan.policies} == {Slo(ttft_s=2.0, tpot_s=0.08)}
+
+
+def test_machines_that_a_verdict_fills_are_filled_first(tmp_path: Path) -> None:
+    shares = [
+        TrafficShare(candidate="llama-3.1-8b", traffic="up to 9 requests/s", share=0.7),
+        TrafficShare(candidate="hosted-moe", traffic=ABOVE, share=0.3),
+    ]
+    verdict = Verdict(outcome="both", winner=None, sentence="Both.", because=[], shares=shares)
+    write(decision([hosted(), dense()], verdict=verdict), tmp_path / "result.json")
+    with pytest.raises(UserError, match="fill in the url"):
+        plan_of_decision(tmp_path, {})
+    file = tmp_path / "gateway.yaml"
+    file.write_text(file.read_text(encoding="utf-8").replace("url:", "url: http://10.0.0.1/v1"), encoding="utf-8")
+    (policy,) = plan_of_decision(tmp_path, {}).policies
+    assert (policy.model, policy.policy, policy.first) == ("breakeven", "spill", "llama-3.1-8b")
+    assert policy.backends == ("llama-3.1-8b", "hosted-moe")
 
 
 def test_who_may_not_serve_all_serves_nothing_that_is_not_shared_out(tmp_path: Path) -> None:

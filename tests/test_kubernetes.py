@@ -471,7 +471,10 @@ def test_a_split_by_amount_is_one_model_with_as_many_machines_as_it_fills(tmp_pa
     made = shared_out(made, {"up to 1.57 requests/s": (base, part), ABOVE: (rest, 1 - part)})
     files, _ = manifests_of(made)
     emitted = Emitted(files)
-    assert list(models_of(files, tmp_path)) == ["breakeven"]
+    (policy,) = emitted.gateway(tmp_path).policies
+    assert (policy.model, policy.policy, policy.first) == ("breakeven", "spill", "qwen3-14b-on-an-h100")
+    assert policy.backends[0] == "qwen3-14b-on-an-h100-0"
+    assert policy.backends[-1] == "gpt-oss-120b-from-groq"
     (scaler,) = (each for each in emitted.of("HorizontalPodAutoscaler") if each["metadata"]["name"] != "breakeven")
     assert scaler["spec"]["minReplicas"] == 1, "the bill of the whole load has 4"
 

@@ -307,6 +307,8 @@ def _plan(
     slo = Slo(ttft_s=decision.slo.ttft_s, tpot_s=decision.slo.tpot_s)
     whole = PolicyPlan(model=PUBLIC_NAME, backends=tuple(each.name for each in backends), slo=slo)
     policies, told = policies_of(decision, serving, by_candidate, whole)
+    group = {each.name: each.replica_of for each in backends}
+    policies = tuple(replace(each, first=group.get(each.first or "") or each.first) for each in policies)
     plan = GatewayPlan(
         path=None,
         host="0.0.0.0",

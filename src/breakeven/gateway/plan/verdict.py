@@ -2,12 +2,14 @@
 
 A part of the traffic that only some candidates may serve becomes a public model of its own: no request says which part
 it is of, so whoever sends it has to. The public model of all backends has those alone that may serve all of it.
+Machines that are to be filled, with the rest elsewhere, are filled first.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from breakeven.errors import UserError
 from breakeven.gateway.plan.load import PUBLIC_NAME
@@ -57,7 +59,12 @@ def policies_of(
     `backends`: names by candidate. `whole`: the model of all, to be cut to those that may serve all of the traffic.
     """
     shares = _shares(decision)
-    if all(map(_serves_all, chosen)) or any(share.traffic == ABOVE for share in shares):
+    if any(share.traffic == ABOVE for share in shares):
+        # Paid for whether they are used or not: what one more request costs there is not what the verdict went by.
+        base = next(share.candidate for share in shares if share.traffic != ABOVE)
+        order = dict.fromkeys((*backends[base], *whole.backends))
+        return (replace(whole, policy="spill", first=backends[base][0], backends=tuple(order)),), {}
+    if all(map(_serves_all, chosen)):
         return (whole,), {}
     slo = Slo(ttft_s=decision.slo.ttft_s, tpot_s=decision.slo.tpot_s)
     taken = {PUBLIC_NAME, *(name for names in backends.values() for name in names)}
