@@ -510,6 +510,7 @@ def test_names_of_replicas_and_of_what_else_is_there_are_nobody_elses(tmp_path: 
         ("a", "Breakeven Valkey"),
         ("a", "breakeven"),
         ("q" * 90, "q" * 91),
+        ("red \x1b[31m", "two\x85lines\x07"),
     ):
         made = changed(changed(decided(PUBLIC, away, ours), ours, name=names[1]), away, name=names[0])
         made = shared_out(made, {"a": (names[0], 0.5), "b": (names[1], 0.5)})

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from breakeven.errors import UserError
+from breakeven.errors import UserError, printable
 from breakeven.gateway.cluster.pods import (
     ARGUMENTS,
     ENGINE_KEY,
@@ -390,5 +390,5 @@ class _Plain(yaml.SafeDumper):
 
 
 def _documents(head: str, found: Iterable[Yaml]) -> str:
-    comment = "".join(f"# {line}".rstrip() + "\n" for line in head.splitlines())
+    comment = "".join(f"# {printable(line)}".rstrip() + "\n" for line in head.splitlines())
     return comment + "---\n".join(yaml.dump(each, Dumper=_Plain, sort_keys=False, width=110) for each in found)
