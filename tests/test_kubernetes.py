@@ -335,6 +335,15 @@ def test_what_no_cluster_runs_stays_a_backend_to_fill_in(tmp_path: Path) -> None
         assert Emitted(manifests_of(decided(found, chosen))[0]).of("StatefulSet") == []
 
 
+@pytest.mark.parametrize("engine", ["sglang", "ollama", "mlx"])
+def test_no_engine_stands_for_another(engine: str, tmp_path: Path) -> None:
+    name = "Qwen3-14B on an H100"
+    files, todo = manifests_of(changed(decided(PUBLIC, name), name, engine=engine))
+    assert Emitted(files).of("StatefulSet") == []
+    assert {each.engine for each in Emitted(files).gateway(tmp_path).backends} == {engine}
+    assert f"runs {engine}, for which no manifest is written" in todo[0]
+
+
 def test_a_mix_has_both_and_each_its_part_of_the_load(tmp_path: Path) -> None:
     names = ("Qwen3-30B-A3B on an H100", "gpt-oss-120b from Groq")
     emitted = check_whole(decided(PUBLIC, *names), tmp_path)
