@@ -312,7 +312,7 @@ def _client(plan: Redis) -> Any:
     except ImportError:
         raise UserError(
             "limits are this machine's own: sharing them between machines needs the redis package; "
-            "install the extra `scale` (how: docs/scale.md)"
+            "install it with pip, or the extra `scale` (how: docs/scale.md)"
         ) from None
     address = value_of(plan.url_env)
     if not address:
