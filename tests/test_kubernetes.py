@@ -496,7 +496,7 @@ def test_a_model_that_the_gateways_pod_cannot_read_is_not_named_to_it(
     (tmp_path / "models" / "mine").mkdir(parents=True)
     (tmp_path / "models" / "mine" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    for model, loaded in (("someone/Other-9B", "someone/Other-9B"), ("models/mine", "/models/mine-fp8")):
+    for model, loaded in (("someone/Other-9B", "someone/Other-9B"), ("models/mine", "/models/models-mine-fp8")):
         files, todo = manifests_of(changed(decided(PUBLIC, name), name, model=model, latency=latency))
         assert str(tmp_path) not in "".join(files.values()) + "".join(todo)
         for backend in Emitted(files).gateway(tmp_path).backends:
@@ -526,6 +526,21 @@ def test_names_of_replicas_and_of_what_else_is_there_are_nobody_elses(tmp_path: 
         emitted = check_whole(made, tmp_path)
         objects = [(each["kind"], each["metadata"]["name"]) for each in emitted.objects if "metadata" in each]
         assert len(set(objects)) == len(objects)
+
+
+def test_two_files_of_one_name_are_two_in_the_volume() -> None:
+    one, two = "Qwen3-14B on an H100", "Qwen3-30B-A3B on an H100"
+    long = "/data/Llama-3.1-Nemotron-Nano-8B-v1-Instruct-finetuned-on-our-tickets"
+    for first, second in (("/data/a/model.gguf", "/data/b/model.gguf"), (f"{long}-Q4_K_M.gguf", f"{long}-Q8_0.gguf")):
+        made = decided(PUBLIC, one, two)
+        for name, model in ((one, first), (two, second)):
+            made = changed(made, name, model=model, engine="llama.cpp", format="as stored", machine="rtx-4090")
+        paths = [
+            each["spec"]["template"]["spec"]["containers"][0]["args"][1]
+            for each in Emitted(manifests_of(made)[0]).of("StatefulSet")
+        ]
+        assert len(set(paths)) == 2
+        assert all(re.fullmatch(r"/models/[a-z0-9-]+\.gguf", path) for path in paths)
 
 
 def test_every_image_is_one_build() -> None:

@@ -118,9 +118,9 @@ def boundless(found: CandidateResult) -> bool:
     return any(note.startswith(ENDLESS) for note in found.notes)
 
 
-def as_label(text: str) -> str:
-    """`text` as a name that Services and pods can carry, with room for a number behind it."""
-    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-")
+def as_label(text: str, most: int = 40) -> str:
+    """`text` as a name that Services and pods can carry, with room for a number behind it, or one of up to `most`."""
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:most].strip("-")
     return name if name[:1].isalpha() else f"engine-{name}".strip("-")
 
 
@@ -145,8 +145,9 @@ def weights_of(found: CandidateResult) -> tuple[str, str | None, list[str]]:
             return hub, None, []
         if wanted == "FP8" and own in ("BF16", "F16"):
             return hub, None, ["--quantization", "fp8"]
-    last = Path(model).name
-    stem = as_label(last.removesuffix(".gguf") if last.endswith(".gguf") else f"{last}-{found.format}")
+    # Many a file is called model.gguf, and two engines share one volume.
+    last = "-".join(Path(model).parts[-2:])
+    stem = as_label(last.removesuffix(".gguf") if last.endswith(".gguf") else f"{last}-{found.format}", 120)
     path = f"/models/{stem}{'' if found.engine == 'vllm' else '.gguf'}"
     return path, path, []
 
