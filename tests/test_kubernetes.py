@@ -275,6 +275,20 @@ def test_a_context_is_no_longer_than_the_models_own(tmp_path: Path) -> None:
     assert {each.context for each in emitted.gateway(tmp_path).backends} == {40960}
 
 
+def test_a_longest_request_that_has_no_room_does_not_keep_an_engine_from_starting(tmp_path: Path) -> None:
+    study, name = ROOT / "examples" / "multilingual-agents.yaml", "Qwen3-32B on an H100"
+    for machine, said in (("h100-sxm", "40960"), ("l40s", "auto")):
+        made = changed(decided(study, name), name, machine=machine, engine="vllm", format="fp8", kv="f16")
+        emitted = check_whole(made, tmp_path)
+        args = args_of(emitted)
+        assert args[args.index("--max-model-len") + 1] == said
+        told = [line for line in manifests_of(made)[1] if "--max-model-len" in line]
+        assert len(told) == (said == "auto")
+        assert {each.context for each in emitted.gateway(tmp_path).backends} == {
+            int(said) if said.isdecimal() else None
+        }
+
+
 def test_a_load_from_a_trace_leaves_the_context_to_the_model(tmp_path: Path) -> None:
     emitted = check_whole(decided(PUBLIC, "Qwen3-14B on an H100"), tmp_path)
     args = args_of(emitted)
@@ -425,7 +439,7 @@ def test_what_lies_in_host_memory_beside_a_device_is_asked_for() -> None:
 def changed(decision: Decision, who: str, /, **changes: Any) -> Decision:
     """A decision with one candidate changed."""
     rows = [msgspec.structs.replace(each, **changes) if each.name == who else each for each in decision.candidates]
-    assert rows != decision.candidates
+    assert [each.name for each in decision.candidates if each.name == who]
     return msgspec.structs.replace(decision, candidates=rows)
 
 

@@ -33,6 +33,7 @@ from breakeven.gateway.cluster.pods import (
     bare,
     boundless,
     objects_of,
+    one_fits,
     replicas_at,
     weights_of,
 )
@@ -224,8 +225,8 @@ def _engine(found: CandidateResult, rate_per_s: float, decision: Decision) -> Cl
     context = context_of(decision.workload, MOST_LISTED_CONTEXT) if lengths else None
     if is_catalogued(bare(found)):
         context = None if context is None else min(context, lookup(bare(found)).context)
-    elif found.engine == "vllm":
-        context = None  # it refuses to start with more than the model's own, which is not known here
+    if found.engine == "vllm" and context is not None and not (is_catalogued(bare(found)) and one_fits(found, context)):
+        context = None  # it refuses to start with more than the model's own, or than it has room for
     return ClusterEngine(
         name="",
         found=found,
@@ -259,6 +260,10 @@ def _left(engine: ClusterEngine, decision: Decision) -> list[str]:
         lines.append(f"{file}: args: put {found.model} in {found.format} into the volume breakeven-models, as {path}")
     elif not is_catalogued(bare(found)) and "--quantization" in flags:
         lines.append(f"{file}: args: leave --quantization out if {loaded} is published in {found.format} already")
+    if engine.context is None and found.engine == "vllm" and decision.workload.prompt is not None:
+        lines.append(
+            f"{file}: args: --max-model-len: auto may be less than the study's longest request, which may not fit"
+        )
     if engine.context is None and found.engine != "vllm":
         lines.append(
             f"{file}: args: --ctx-size: the decision does not hold its trace's lengths; add {SLOTS} times the longest "

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from breakeven.errors import UserError
+from breakeven.forecast.asked import asked_model, model_on, profiles_for
 from breakeven.gateway.plan.origins import SLOTS
 from breakeven.hardware.placement import HOST
 from breakeven.model.catalogue import find, lookup
@@ -111,6 +113,18 @@ def replicas_at(found: CandidateResult, rate_per_s: float) -> Estimate | None:
     if told is None:
         return Estimate(value=value, low=low, high=high)
     return Estimate(value=min(value, told.value), low=min(low, told.least), high=min(high, told.most))
+
+
+def one_fits(found: CandidateResult, context: int) -> bool:
+    """Whether keys and values of one sequence so long fit beside the weights, as far as that can be predicted."""
+    behind = split_format(found.model)[1]
+    try:
+        asked = asked_model(found.model, None if behind else found.format)
+        profile = profiles_for([asked], found.machine, found.engine, found.devices)[0]
+        room = model_on(asked, profile, found.devices, kv=found.kv).kv_tokens(context)
+    except UserError:
+        return True
+    return room is None or room >= context
 
 
 def boundless(found: CandidateResult) -> bool:
