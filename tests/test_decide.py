@@ -8,9 +8,11 @@ import re
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from rich.console import Console
 
+from breakeven.answer.candidates import result_of
 from breakeven.answer.decide import _capacity_of, decide
 from breakeven.answer.evaluate import evaluate
 from breakeven.answer.mixes import Mix
@@ -538,3 +540,15 @@ def test_engines_on_one_machine_are_wrong_apart_and_are_measured_as_the_study_as
         f"breakeven capacity llama-3.2-1b:BF16 --engine vllm --kv fp8 {options}"
     )
     assert _capacity_of(plan, local).command == f"breakeven capacity olmoe-1b-7b:Q4_K_M --engine llama.cpp {options}"
+
+
+def test_an_engine_is_the_one_that_the_study_names(tmp_path: Path) -> None:
+    pair = PAIR.replace("format: Q4_K_M, price", "engine: sglang, format: BF16, price", 1)
+    plan = read_study(study(tmp_path, HEAD + pair))
+    notes = {"sglang": ["sglang is predicted by vllm's model of a step"], "llama.cpp": []}
+    for candidate, (engine, said) in zip(plan.candidates, notes.items(), strict=True):
+        found = evaluate(plan, candidate, None)
+        row = result_of(found, [], QualityScore(how="none"), np.array([0.2]), plan)
+        assert row.engine == engine
+        assert [note for note in row.notes if "model of a step" in note] == said
+        assert f"--engine {engine} " in _capacity_of(plan, found).command

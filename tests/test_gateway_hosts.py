@@ -135,3 +135,24 @@ async def test_budgets_spent_while_it_is_away_are_told_when_it_is_back(server: V
     assert one.answered + two.answered == total
     for host in hosts:
         await host.shared._client.aclose()
+
+
+async def test_what_ended_last_is_told_before_a_host_is_gone(server: ValkeyServer) -> None:
+    keys = entries()[:40]
+    one, two = hosts = [Host("one", keys), Host("two", keys)]
+    one.shared._every_s = 3600.0  # so that nothing is told between its first exchange and its end
+    run = asyncio.create_task(one.shared.run())
+    while not one.shared._turn:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    for i in range(len(keys)):
+        one.ask(i, 2)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert sum(server.sums().values()) == 2 * len(keys)
+    # It is not there any more: its pod is another's.
+    await exchange([two], ROUND)
+    assert {two.knows(i) for i in range(len(keys))} == {2}
+    await two.shared._client.aclose()
+    assert [host.said for host in hosts] == [[], []]

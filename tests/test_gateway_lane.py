@@ -68,6 +68,15 @@ def test_numbers_that_nobody_renewed_are_stale_and_those_never_told_are_not() ->
     assert lane.refresh(now_s).stale
 
 
+def test_who_is_asked_for_numbers_and_does_not_answer_is_away() -> None:
+    block = SharedBlock(SHAPE)
+    asked, not_asked = lane_of(block), lane_of(block, poll=False)
+    for up, away in ((-1.0, True), (1.0, False), (0.0, True)):
+        block.known.put(0, SLOT, Known.UP, up)
+        assert asked.refresh(time.monotonic()).away is away
+        assert not not_asked.refresh(time.monotonic()).away, "a hosted one says nothing by silence"
+
+
 def test_other_workers_are_looked_at_again_after_a_moment() -> None:
     block = SharedBlock(SHAPE)
     lane = lane_of(block)

@@ -41,7 +41,7 @@ from breakeven.gateway.plan.write import gateway_text, write_gateway
 from breakeven.gateway.route.policies import POLICIES
 from breakeven.gateway.serve.run import source_of
 from breakeven.results.cost import Api, Own, Rented
-from breakeven.results.decision import Region
+from breakeven.results.decision import ABOVE, Region, TrafficShare, Verdict
 from breakeven.results.store import write
 from breakeven.traffic.workload import Slo
 
@@ -709,6 +709,55 @@ def test_every_verdict_gives_a_gateway(tmp_path: Path, make: Any) -> None:
     file = tmp_path / "gateway.yaml"
     file.write_text(file.read_text(encoding="utf-8").replace("url:", "url: http://10.0.0.1/v1"), encoding="utf-8")
     assert len(plan_of_decision(tmp_path, {}).backends) == 2
+
+
+def test_parts_of_the_traffic_are_models_of_their_own(tmp_path: Path) -> None:
+    shares = [
+        TrafficShare(candidate="llama-3.1-8b", traffic="commands", share=0.8),
+        TrafficShare(candidate="hosted-moe", traffic="open questions", share=0.2),
+    ]
+    ours, away = dense(barred_from=["open questions"]), hosted(barred_from=["commands"])
+    neither = moe(barred_from=["commands"])  # best at some load, were it allowed
+    verdict = Verdict(outcome="both", winner=None, sentence="Both.", because=[], shares=shares)
+    found = decision([ours, away, neither], verdict=verdict, regions=[region(0.1, None, "qwen3-30b-a3b")])
+    write(found, tmp_path / "result.json")
+    with pytest.raises(UserError, match=r"fill in the url of llama-3\.1-8b, hosted-moe \("):
+        plan_of_decision(tmp_path, {})
+    file = tmp_path / "gateway.yaml"
+    file.write_text(file.read_text(encoding="utf-8").replace("url:", "url: http://10.0.0.1/v1"), encoding="utf-8")
+    plan = plan_of_decision(tmp_path, {})
+    models = {each.model: each.backends for each in plan.policies}
+    assert models == {"commands": ("llama-3.1-8b",), "open-questions": ("hosted-moe",)}
+    assert {each.slo for each in plan.policies} == {Slo(ttft_s=2.0, tpot_s=0.08)}
+
+
+def test_machines_that_a_verdict_fills_are_filled_first(tmp_path: Path) -> None:
+    shares = [
+        TrafficShare(candidate="llama-3.1-8b", traffic="up to 9 requests/s", share=0.7),
+        TrafficShare(candidate="hosted-moe", traffic=ABOVE, share=0.3),
+    ]
+    verdict = Verdict(outcome="both", winner=None, sentence="Both.", because=[], shares=shares)
+    write(decision([hosted(), dense()], verdict=verdict), tmp_path / "result.json")
+    with pytest.raises(UserError, match="fill in the url"):
+        plan_of_decision(tmp_path, {})
+    file = tmp_path / "gateway.yaml"
+    file.write_text(file.read_text(encoding="utf-8").replace("url:", "url: http://10.0.0.1/v1"), encoding="utf-8")
+    (policy,) = plan_of_decision(tmp_path, {}).policies
+    assert (policy.model, policy.policy, policy.first) == ("breakeven", "spill", "llama-3.1-8b")
+    assert policy.backends == ("llama-3.1-8b", "hosted-moe")
+
+
+def test_who_may_not_serve_all_serves_nothing_that_is_not_shared_out(tmp_path: Path) -> None:
+    ours, away = dense(), hosted(barred_from=["secrets"])
+    regions = [region(0.1, 2, "hosted-moe"), region(2, None, "llama-3.1-8b")]
+    write(decision([ours, away], regions=regions), tmp_path / "result.json")
+    with pytest.raises(UserError, match=r"fill in the url of llama-3\.1-8b \("):
+        plan_of_decision(tmp_path, {})
+    other = tmp_path / "other"
+    other.mkdir()
+    write(decision([away], regions=[]), other / "result.json")
+    with pytest.raises(UserError, match="nobody may serve all parts of the traffic"):
+        plan_of_decision(other, {})
 
 
 def test_a_decision_that_rules_everybody_out_gives_none(tmp_path: Path) -> None:

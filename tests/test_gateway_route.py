@@ -332,6 +332,21 @@ def test_replicas_share_by_the_better_of_two_and_all_stand_behind() -> None:
     assert len(choice.order) == 3
 
 
+def test_replicas_that_nobody_has_started_take_no_request_and_no_attempt() -> None:
+    there = [view(i, f"r{i}", group="g", running=0.0 if i > 1 else 9.0, away=i > 1) for i in range(16)]
+    dice = Random(3)
+    homes = set()
+    for session in range(1, 100):
+        found = [choose(policy(attempts=3), ask(session=session * 7919), there, dice) for _ in range(4)]
+        assert len({choice.order[0] for choice in found}) == 1, "a conversation's home is one that is there"
+        assert all(set(choice.order[:2]) == {0, 1} for choice in found)
+        assert all(len(choice.order) == 3 for choice in found), "the third may have come since"
+        homes.add(found[0].order[0])
+    assert homes == {0, 1}
+    # Where nobody is known to be there, all may be.
+    assert {choose(policy(), ask(), there[2:], dice).order[0] for _ in range(500)} == set(range(2, 16))
+
+
 def test_a_slow_replica_is_left_alone_while_it_is_slow() -> None:
     slow, good = view(0, "slow", group="g", peak=20.0), view(1, "good", group="g", running=10.0)
     assert first(policy(), ask(), [slow, good])[0] == "good"

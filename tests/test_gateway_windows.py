@@ -637,7 +637,7 @@ async def test_an_exchange_that_was_late_is_made_again_soon_then_left_alone(
     pytest.importorskip("redis", reason="the redis package is not installed (breakeven[scale])")
     monkeypatch.setenv("BREAKEVEN_REDIS_URL", "unix:///nowhere")
     one, slept = Machine("a", BERT), []
-    answers = iter([True, False, False, True, True])
+    answers = iter([True, False, False, True, True, True])  # the last one once it is cancelled
 
     async def exchange() -> bool:
         return next(answers)
@@ -652,6 +652,7 @@ async def test_an_exchange_that_was_late_is_made_again_soon_then_left_alone(
     with pytest.raises(asyncio.CancelledError):
         await one.shared.run()
     assert slept == [EVERY_S, EVERY_S, AGAIN_S, EVERY_S, EVERY_S]
+    assert next(answers, None) is None
 
 
 async def test_fields_expire_in_redis(server: ValkeyServer) -> None:

@@ -13,19 +13,21 @@ import msgspec
 import pytest
 import yaml
 from cli_fixtures import run_here
-from decision_fixtures import both, full, no_difference, nobody
+from decision_fixtures import both, exact, full, latency_point, no_difference, nobody
 from kubernetes_fixtures import EXAMPLES, MACHINES, ROOT, STUDIES, decided, example, of_names, several_nodes
 
 from breakeven.errors import UserError
-from breakeven.gateway.cluster.files import emit_kubernetes, manifests_of
+from breakeven.gateway.cluster.files import IMAGES, emit_kubernetes, manifests_of
 from breakeven.gateway.cluster.pods import ENGINE_KEY, SECRETS
 from breakeven.gateway.plan.check import ALL_SET
 from breakeven.gateway.plan.load import read_gateway
 from breakeven.gateway.plan.model import GatewayPlan
 from breakeven.hardware.placement import HOST, MemoryAt, Placed
 from breakeven.model.catalogue import find
-from breakeven.results.decision import Decision
+from breakeven.results.cost import ENDLESS
+from breakeven.results.decision import ABOVE, Day, DayBill, Decision, TrafficShare
 from breakeven.results.store import write
+from breakeven.stats.estimate import Estimate
 
 VERSION = "1.37"
 
@@ -273,6 +275,20 @@ def test_a_context_is_no_longer_than_the_models_own(tmp_path: Path) -> None:
     assert {each.context for each in emitted.gateway(tmp_path).backends} == {40960}
 
 
+def test_a_longest_request_that_has_no_room_does_not_keep_an_engine_from_starting(tmp_path: Path) -> None:
+    study, name = ROOT / "examples" / "multilingual-agents.yaml", "Qwen3-32B on an H100"
+    for machine, said in (("h100-sxm", "40960"), ("l40s", "auto")):
+        made = changed(decided(study, name), name, machine=machine, engine="vllm", format="fp8", kv="f16")
+        emitted = check_whole(made, tmp_path)
+        args = args_of(emitted)
+        assert args[args.index("--max-model-len") + 1] == said
+        told = [line for line in manifests_of(made)[1] if "--max-model-len" in line]
+        assert len(told) == (said == "auto")
+        assert {each.context for each in emitted.gateway(tmp_path).backends} == {
+            int(said) if said.isdecimal() else None
+        }
+
+
 def test_a_load_from_a_trace_leaves_the_context_to_the_model(tmp_path: Path) -> None:
     emitted = check_whole(decided(PUBLIC, "Qwen3-14B on an H100"), tmp_path)
     args = args_of(emitted)
@@ -333,6 +349,15 @@ def test_what_no_cluster_runs_stays_a_backend_to_fill_in(tmp_path: Path) -> None
         assert Emitted(manifests_of(decided(found, chosen))[0]).of("StatefulSet") == []
 
 
+@pytest.mark.parametrize("engine", ["sglang", "ollama", "mlx"])
+def test_no_engine_stands_for_another(engine: str, tmp_path: Path) -> None:
+    name = "Qwen3-14B on an H100"
+    files, todo = manifests_of(changed(decided(PUBLIC, name), name, engine=engine))
+    assert Emitted(files).of("StatefulSet") == []
+    assert {each.engine for each in Emitted(files).gateway(tmp_path).backends} == {engine}
+    assert f"runs {engine}, for which no manifest is written" in todo[0]
+
+
 def test_a_mix_has_both_and_each_its_part_of_the_load(tmp_path: Path) -> None:
     names = ("Qwen3-30B-A3B on an H100", "gpt-oss-120b from Groq")
     emitted = check_whole(decided(PUBLIC, *names), tmp_path)
@@ -352,7 +377,11 @@ def test_several_nodes_are_a_group_of_pods() -> None:
         assert args[args.index("--tensor-parallel-size") + 1] == "8"
         assert args[args.index("--data-parallel-size") + 1] == "2"
         assert "--enable-expert-parallel" in args
-        assert "$(LWS_LEADER_ADDRESS)" in args
+    where = [each["args"][each["args"].index("--data-parallel-address") + 1] for each in (lead, follow)]
+    assert where == ["$(VLLM_HOST_IP)", "$(LWS_LEADER_ADDRESS)"], "ZeroMQ listens at no name"
+    for each in (lead, follow):
+        (own,) = (env for env in each["env"] if env["name"] == "VLLM_HOST_IP")
+        assert own["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
     assert "--headless" in follow["args"]
     assert "--headless" not in lead["args"]
     dense = Emitted(manifests_of(several_nodes("dense"))[0])
@@ -405,6 +434,181 @@ def test_what_lies_in_host_memory_beside_a_device_is_asked_for() -> None:
         memory = engine["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["memory"]
         asked.append(int(memory.removesuffix("Gi")))
     assert asked[1] == asked[0] + 40
+
+
+def changed(decision: Decision, who: str, /, **changes: Any) -> Decision:
+    """A decision with one candidate changed."""
+    rows = [msgspec.structs.replace(each, **changes) if each.name == who else each for each in decision.candidates]
+    assert [each.name for each in decision.candidates if each.name == who]
+    return msgspec.structs.replace(decision, candidates=rows)
+
+
+def shared_out(decision: Decision, parts: dict[str, tuple[str, float]]) -> Decision:
+    """A verdict that gives `parts` of the traffic, by their names, to a candidate and a share each."""
+    shares = [TrafficShare(candidate=who, traffic=part, share=share) for part, (who, share) in parts.items()]
+    verdict = msgspec.structs.replace(decision.verdict, outcome="both", winner=None, shares=shares)
+    return msgspec.structs.replace(decision, verdict=verdict)
+
+
+def models_of(files: dict[str, str], directory: Path) -> dict[str, tuple[str, ...]]:
+    return {each.model: each.backends for each in Emitted(files).gateway(directory).policies}
+
+
+def test_a_part_that_only_some_may_serve_is_asked_for_by_its_own_name(tmp_path: Path) -> None:
+    study = ROOT / "examples" / "edge-voice-assistant.yaml"
+    board, away = "Llama-3.2-1B on the board", "gpt-oss-120b from Groq"
+    made = shared_out(decided(study, board), {"commands": (board, 0.8), "open questions": (away, 0.2)})
+    made = changed(changed(made, board, barred_from=["open questions"]), away, barred_from=["commands"])
+    files, todo = manifests_of(made)
+    assert models_of(files, tmp_path) == {
+        "commands": ("llama-3-2-1b-on-the-board",),
+        "open-questions": ("gpt-oss-120b-from-groq",),
+    }, "no request for the light may be sent away"
+    assert "# The part 'commands': 80% of the requests" in files["gateway.yaml"]
+    assert any(line.endswith("by its name: commands, open-questions") for line in todo)
+
+
+def test_who_may_serve_all_is_asked_for_all_beside_the_parts(tmp_path: Path) -> None:
+    ours, away = "Qwen3-14B on an H100", "gpt-oss-120b from Groq"
+    made = shared_out(decided(PUBLIC, ours), {"ours": (ours, 0.5), "breakeven": (away, 0.5)})
+    files, _ = manifests_of(changed(made, away, barred_from=["ours"]))
+    own = tuple(f"qwen3-14b-on-an-h100-{i}" for i in range(len(models_of(files, tmp_path)["ours"])))
+    assert models_of(files, tmp_path) == {"ours": own, "breakeven-2": ("gpt-oss-120b-from-groq",), "breakeven": own}
+
+
+def test_whom_the_floor_of_a_part_lets_in_gets_its_part(tmp_path: Path) -> None:
+    large, small = "Qwen3-30B-A3B on an H100", "Llama-3.1-8B on an L40S"
+    made = shared_out(decided(PUBLIC, large, machines=4), {"hard": (large, 0.25), "easy": (small, 0.75)})
+    files, _ = manifests_of(changed(made, small, ruled_out=["scores 0.4, the study asks for 0.6"]))
+    found = models_of(files, tmp_path)
+    assert set(found["easy"]) == {f"llama-3-1-8b-on-an-l40s-{i}" for i in range(len(found["easy"]))} != set()
+    assert found["breakeven"] == found["hard"]
+
+
+def test_a_split_by_amount_is_one_model_with_as_many_machines_as_it_fills(tmp_path: Path) -> None:
+    base, rest = "Qwen3-14B on an H100", "gpt-oss-120b from Groq"
+    made = decided(PUBLIC, base, machines=4)
+    one = next(each for each in made.candidates if each.name == base).capacity_per_s
+    assert one is not None
+    part = one.value / made.load_per_s
+    made = shared_out(made, {"up to 1.57 requests/s": (base, part), ABOVE: (rest, 1 - part)})
+    files, _ = manifests_of(made)
+    emitted = Emitted(files)
+    (policy,) = emitted.gateway(tmp_path).policies
+    assert (policy.model, policy.policy, policy.first) == ("breakeven", "spill", "qwen3-14b-on-an-h100")
+    assert policy.backends[0] == "qwen3-14b-on-an-h100-0"
+    assert policy.backends[-1] == "gpt-oss-120b-from-groq"
+    (scaler,) = (each for each in emitted.of("HorizontalPodAutoscaler") if each["metadata"]["name"] != "breakeven")
+    assert scaler["spec"]["minReplicas"] == 1, "the bill of the whole load has 4"
+
+
+def test_a_model_that_the_gateways_pod_cannot_read_is_not_named_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "Qwen3-14B on an H100"
+    latency = [latency_point(8.0, 1.0, 0.01)]
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "models" / "mine" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for model, loaded in (("someone/Other-9B", "someone/Other-9B"), ("models/mine", "/models/models-mine-fp8")):
+        files, todo = manifests_of(changed(decided(PUBLIC, name), name, model=model, latency=latency))
+        assert str(tmp_path) not in "".join(files.values()) + "".join(todo)
+        for backend in Emitted(files).gateway(tmp_path).backends:
+            assert (backend.model, backend.machine) == (None, None), "it would look on a hub, or for a file"
+            assert backend.speed is not None
+            assert backend.speed.ttft_s == latency[0].ttft_p50_s.value
+        args = args_of(Emitted(files))
+        assert args[0] == loaded
+        assert args[args.index("--max-model-len") + 1] == "auto"
+        assert any(".speed: the gateway's pod has no step model of" in line for line in todo)
+        quantized = [line for line in todo if "leave --quantization out" in line]
+        assert len(quantized) == ("--quantization" in args) == (model == "someone/Other-9B")
+
+
+def test_names_of_replicas_and_of_what_else_is_there_are_nobody_elses(tmp_path: Path) -> None:
+    ours, away = "Qwen3-14B on an H100", "gpt-oss-120b from Groq"
+    for names in (
+        ("Qwen 1", "Qwen"),
+        ("Qwen", "Qwen 1"),
+        ("a", "Breakeven Valkey"),
+        ("a", "breakeven"),
+        ("q" * 90, "q" * 91),
+        ("red \x1b[31m", "two\x85lines\x07"),
+    ):
+        made = changed(changed(decided(PUBLIC, away, ours), ours, name=names[1]), away, name=names[0])
+        made = shared_out(made, {"a": (names[0], 0.5), "b": (names[1], 0.5)})
+        emitted = check_whole(made, tmp_path)
+        objects = [(each["kind"], each["metadata"]["name"]) for each in emitted.objects if "metadata" in each]
+        assert len(set(objects)) == len(objects)
+
+
+def test_two_files_of_one_name_are_two_in_the_volume() -> None:
+    one, two = "Qwen3-14B on an H100", "Qwen3-30B-A3B on an H100"
+    long = "/data/Llama-3.1-Nemotron-Nano-8B-v1-Instruct-finetuned-on-our-tickets"
+    for first, second in (("/data/a/model.gguf", "/data/b/model.gguf"), (f"{long}-Q4_K_M.gguf", f"{long}-Q8_0.gguf")):
+        made = decided(PUBLIC, one, two)
+        for name, model in ((one, first), (two, second)):
+            made = changed(made, name, model=model, engine="llama.cpp", format="as stored", machine="rtx-4090")
+        paths = [
+            each["spec"]["template"]["spec"]["containers"][0]["args"][1]
+            for each in Emitted(manifests_of(made)[0]).of("StatefulSet")
+        ]
+        assert len(set(paths)) == 2
+        assert all(re.fullmatch(r"/models/[a-z0-9-]+\.gguf", path) for path in paths)
+
+
+def test_every_image_is_one_build() -> None:
+    assert [name for name, (_, tag) in IMAGES.items() if not re.search(r"\d", tag)] == []
+
+
+@pytest.mark.parametrize("made", [example, several_nodes], ids=lambda made: made.__name__)
+def test_an_engine_that_is_told_to_end_finishes_its_answers_first(made: Any) -> None:
+    for pod in Emitted(manifests_of(made())[0]).pods():
+        args = pod["spec"]["containers"][0].get("args", [])
+        if "--served-model-name" in args:
+            assert 30 <= int(args[args.index("--shutdown-timeout") + 1]) < pod["spec"]["terminationGracePeriodSeconds"]
+
+
+def test_no_two_groups_are_disturbed_at_once_by_any_of_their_pods() -> None:
+    emitted = Emitted(manifests_of(several_nodes())[0])
+    budgets = [each["spec"]["selector"]["matchLabels"] for each in emitted.of("PodDisruptionBudget")]
+    for pod in emitted.pods():
+        labels = pod["metadata"]["labels"]
+        if labels["app.kubernetes.io/component"] == "engine":
+            assert sum(selects(budget, labels) for budget in budgets) == 1
+
+
+def test_a_bill_without_an_upper_end_lists_no_hundreds() -> None:
+    name = "Qwen3-14B on an H100"
+    made = decided(PUBLIC, name)
+    (row,) = (each for each in made.candidates if each.name == name)
+    (point,) = row.cost
+    wide = msgspec.structs.replace(point, replicas=Estimate(value=2.0, low=2.0, high=200.0))
+    files, todo = manifests_of(changed(made, name, cost=[wide], notes=[f"{ENDLESS}: at the low end ..."]))
+    (scaler,) = (
+        each for each in Emitted(files).of("HorizontalPodAutoscaler") if each["metadata"]["name"] != "breakeven"
+    )
+    assert (scaler["spec"]["minReplicas"], scaler["spec"]["maxReplicas"]) == (2, 3)
+    assert any(": maxReplicas: " in line for line in todo)
+
+
+def test_what_a_decision_does_not_say_of_its_machines_is_told() -> None:
+    name = "Qwen3-14B on an H100"
+    files, todo = manifests_of(changed(decided(PUBLIC, name), name, cost=[], capacity_per_s=None))
+    assert Emitted(files).of("StatefulSet")
+    assert any("minReplicas: how many carry the load is not in the decision" in line for line in todo)
+    day = Day(hours_per_s=[1.0] * 24, bills=[DayBill(candidate=name, usd_per_day=exact(9.0), machines=[1] * 23 + [2],
+              utilisation=None, off_peak_hours=None, starts=1)])  # fmt: skip
+    _, todo = manifests_of(msgspec.structs.replace(decided(PUBLIC, name), day=day))
+    assert any("minReplicas: 2 is for the busiest hour" in line and "has 1 in its quietest" in line for line in todo)
+
+
+def test_a_trace_on_llama_cpp_leaves_its_context_to_whoever_has_the_trace() -> None:
+    name = "Qwen3-14B on an H100"
+    made = changed(decided(PUBLIC, name), name, engine="llama.cpp", format="Q4_K_M", machine="rtx-4090")
+    files, todo = manifests_of(made)
+    assert "--ctx-size" not in args_of(Emitted(files))
+    assert any(": args: --ctx-size: " in line and "4 times the longest request" in line for line in todo)
 
 
 def test_nothing_is_emitted_of_no_answer() -> None:

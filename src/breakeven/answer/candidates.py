@@ -267,7 +267,7 @@ def result_of(
         pricing=found.pricing,
         latency=list(found.latency),
         cost=cost,
-        notes=[*found.notes, boundless] if cost and boundless is not None else found.notes,
+        notes=[*found.notes, *_stood_in(found), *([boundless] if cost and boundless is not None else [])],
         kv=model.kv if model is not None else None,
         placement=found.placement,
         placed=None if model is None or model.lies is None else model.lies.placed(),
@@ -281,7 +281,7 @@ def _where(found: Assessed) -> tuple[str, str, str]:
     """Machine, engine and format of a candidate; of one that was only measured, as its study tells them."""
     model, plan = found.model, found.plan
     if model is not None:
-        return model.profile.name, model.profile.engine, model.format_label
+        return model.profile.name, plan.engine or model.profile.engine, model.format_label
     if plan.measured is None:
         return plan.machine or "hosted", plan.engine or "hosted", plan.format or "as hosted"
     study = read_measured(plan.measured)
@@ -290,6 +290,14 @@ def _where(found: Assessed) -> tuple[str, str, str]:
     machine = ran.settings.get("url") or machine_text(study.machine)
     engine = plan.engine or ran.settings.get("engine", "unknown")
     return plan.machine or machine, engine, plan.format or ran.format or "as measured"
+
+
+def _stood_in(found: Assessed) -> list[str]:
+    """That another engine's model of a step is this one's, where it is."""
+    model, named = found.model, found.plan.engine
+    if model is None or named in (None, model.profile.engine, model.profile.origin.engine):
+        return []
+    return [f"{named} is predicted by {model.profile.engine}'s model of a step"]
 
 
 def needed(found: Sequence[Assessed], reasons: Mapping[str, Reasons]) -> list[str]:

@@ -258,7 +258,7 @@ def _capacity_of(plan: StudyPlan, found: Assessed) -> narrow.Option:
     alone = asked.prompt is not None and asked.turns == 1
     theirs = asked.output is not None and found.plan.name not in plan.quality.answer_tokens
     words = {
-        "--engine": model.profile.engine if model is not None else "",
+        "--engine": (found.plan.engine or model.profile.engine) if model is not None else "",
         "--kv": found.plan.kv or "",
         "--slo": slo_text(plan.slo),
         "--share": f"{100 * plan.good_share:.6g}%",

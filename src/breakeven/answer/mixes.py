@@ -17,7 +17,7 @@ from breakeven.answer.study.plan import StudyPlan
 from breakeven.answer.worlds import DRAWS, Contender, Doubt, DrawnFleet, Floats, factors, span_of
 from breakeven.model.quality.scores import QualityScore
 from breakeven.results.cost import Api
-from breakeven.results.decision import TrafficShare
+from breakeven.results.decision import ABOVE, TrafficShare
 from breakeven.stats.estimate import Estimate
 
 WORTH_IT = 0.05
@@ -116,7 +116,7 @@ def _base_and_rest(
             share = taken / rate_per_s
             shares = [
                 _share(base.name, f"up to {taken:.3g} requests/s", share, base_D),
-                _share(rest.name, "what is above", 1.0 - share, rest_D),
+                _share(rest.name, ABOVE, 1.0 - share, rest_D),
             ]
             found.append((shares, base_D + rest_D, False))
     return found

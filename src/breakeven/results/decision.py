@@ -163,6 +163,10 @@ class Assumption(msgspec.Struct, frozen=True, kw_only=True):
     source: str
 
 
+ABOVE = "what is above"
+"""Traffic of the last of two shares by amount: the first is filled, and this one takes the rest."""
+
+
 class TrafficShare(msgspec.Struct, frozen=True, kw_only=True):
     """Which traffic goes to whom when the answer is both."""
 

@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from breakeven.errors import UserError
+from breakeven.forecast.asked import asked_model, model_on, profiles_for
 from breakeven.gateway.plan.origins import SLOTS
 from breakeven.hardware.placement import HOST
 from breakeven.model.catalogue import find, lookup
 from breakeven.model.formats.named import default_format, kv_element_bytes
 from breakeven.model.resolve import is_catalogued, split_format
+from breakeven.results.cost import ENDLESS
 from breakeven.results.decision import CandidateResult
+from breakeven.stats.estimate import Estimate
 
 Yaml = dict[str, Any]
 """A mapping on its way into YAML."""
@@ -33,8 +37,13 @@ CPUS_PER_DEVICE, MEMORY_PER_DEVICE_GI = 2, 16
 """Asked for of the host, for each device. Judgement: no measurement here is of a host beside a GPU."""
 QUEUE = 4
 """Requests that wait in each replica, on average, before another is started. Judgement; docs/kubernetes.md."""
+NEAR = 1e-6
+"""Loads that differ by less are one."""
 LOADING_TRIES = 360
 """Of 10 s: an hour in which weights are fetched and loaded, before a pod counts as one that does not start."""
+GRACE_S, DRAIN_S = 60, 45
+"""What a pod has to end, and of it what vLLM has for answers under way: else it cuts them off at once. Judgement."""
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +51,7 @@ class ClusterEngine:
     """A candidate on its way into the cluster: `least` replicas carry its load, `most` its pessimistic end.
 
     `kernels`: a key of `RESOURCES`. `context`: tokens a sequence; None: not known, the engine takes the model's own.
+    `sized`: the decision says how many carry the load; else `least` is 1.
     """
 
     name: str
@@ -50,6 +60,7 @@ class ClusterEngine:
     least: int
     most: int
     context: int | None
+    sized: bool = True
 
     @property
     def per_node(self) -> int:
@@ -86,10 +97,50 @@ def bare(found: CandidateResult) -> str:
     return split_format(found.model)[0]
 
 
-def as_label(text: str) -> str:
-    """`text` as a name that Services and pods can carry, with room for a number behind it."""
-    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-")
+def replicas_at(found: CandidateResult, rate_per_s: float) -> Estimate | None:
+    """Machines that carry a rate; None where the decision does not say.
+
+    A bill lists some loads. Between two of them the number of the one above is sure to do, and so are as many as carry
+    it each alone: a fleet carries no less than its machines one by one.
+    """
+    above = next((p for p in found.cost if p.rate_per_s >= rate_per_s * (1 - NEAR) and p.replicas), None)
+    told = None if above is None else above.replicas
+    one = found.capacity_per_s
+    if one is None or not one.least > 0 or (above is not None and above.rate_per_s <= rate_per_s * (1 + NEAR)):
+        return told
+    ends = (one.value, one.most, one.least)
+    value, low, high = (max(1.0, math.ceil(rate_per_s / each * (1 - NEAR))) for each in ends)
+    if told is None:
+        return Estimate(value=value, low=low, high=high)
+    return Estimate(value=min(value, told.value), low=min(low, told.least), high=min(high, told.most))
+
+
+def one_fits(found: CandidateResult, context: int) -> bool:
+    """Whether keys and values of one sequence so long fit beside the weights, as far as that can be predicted."""
+    behind = split_format(found.model)[1]
+    try:
+        asked = asked_model(found.model, None if behind else found.format)
+        profile = profiles_for([asked], found.machine, found.engine, found.devices)[0]
+        room = model_on(asked, profile, found.devices, kv=found.kv).kv_tokens(context)
+    except UserError:
+        return True
+    return room is None or room >= context
+
+
+def boundless(found: CandidateResult) -> bool:
+    """Whether the high end of its machines is none that was computed."""
+    return any(note.startswith(ENDLESS) for note in found.notes)
+
+
+def as_label(text: str, most: int = 40) -> str:
+    """`text` as a name that Services and pods can carry, with room for a number behind it, or one of up to `most`."""
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:most].strip("-")
     return name if name[:1].isalpha() else f"engine-{name}".strip("-")
+
+
+def on_the_hub(model: str) -> bool:
+    """Whether engines fetch weights by this name: the catalogue's, or a hub id that is no path here."""
+    return is_catalogued(model) or (HUB_ID.fullmatch(model) is not None and not Path(model).exists())
 
 
 def weights_of(found: CandidateResult) -> tuple[str, str | None, list[str]]:
@@ -100,7 +151,7 @@ def weights_of(found: CandidateResult) -> tuple[str, str | None, list[str]]:
     """
     model, wanted = bare(found), found.format.upper()
     catalogued = is_catalogued(model)
-    if found.engine == "vllm" and (catalogued or re.fullmatch(r"[\w.-]+/[\w.-]+", model)):
+    if found.engine == "vllm" and on_the_hub(model):
         hub = find(model).facts.answers if catalogued else model
         own = default_format(lookup(model), "vllm").upper() if catalogued else "BF16"
         of_16_bits = {wanted, own} <= {"BF16", "F16"}
@@ -108,8 +159,9 @@ def weights_of(found: CandidateResult) -> tuple[str, str | None, list[str]]:
             return hub, None, []
         if wanted == "FP8" and own in ("BF16", "F16"):
             return hub, None, ["--quantization", "fp8"]
-    last = Path(model).name
-    stem = as_label(last.removesuffix(".gguf") if last.endswith(".gguf") else f"{last}-{found.format}")
+    # Many a file is called model.gguf, and two engines share one volume.
+    last = "-".join(Path(model).parts[-2:])
+    stem = as_label(last.removesuffix(".gguf") if last.endswith(".gguf") else f"{last}-{found.format}", 120)
     path = f"/models/{stem}{'' if found.engine == 'vllm' else '.gguf'}"
     return path, path, []
 
@@ -120,7 +172,7 @@ def _vllm(engine: ClusterEngine) -> tuple[list[str], list[str]]:
     return ["vllm", "serve"], [
         model,
         *("--served-model-name", engine.name, "--host", "0.0.0.0", "--port", str(PORT)),
-        "--disable-uvicorn-access-log",
+        *("--disable-uvicorn-access-log", "--shutdown-timeout", str(DRAIN_S)),
         *("--max-model-len", "auto" if engine.context is None else str(engine.context)),
         *(("--tensor-parallel-size", str(engine.per_node)) if engine.per_node > 1 else ()),
         *flags,
@@ -172,7 +224,8 @@ def objects_of(engine: ClusterEngine) -> list[Yaml]:
             "apiVersion": "policy/v1",
             "kind": "PodDisruptionBudget",
             "metadata": {"name": engine.name},
-            "spec": {"maxUnavailable": 1, "selector": {"matchLabels": labels}},
+            # Of a group any pod that goes takes the others with it.
+            "spec": {"maxUnavailable": 1, "selector": {"matchLabels": engine.labels()}},
         },
         {
             "apiVersion": "autoscaling/v2",
@@ -214,10 +267,11 @@ def _group(engine: ClusterEngine, command: list[str], args: list[str]) -> Yaml:
     if engine.found.kind == "moe":
         spread = [
             *("--enable-expert-parallel", "--data-parallel-size", str(engine.nodes), "--data-parallel-size-local", "1"),
-            *("--data-parallel-address", "$(LWS_LEADER_ADDRESS)", "--data-parallel-rpc-port", "13345"),
+            *("--data-parallel-rpc-port", "13345", "--data-parallel-address"),
         ]
-        lead = _pod(engine, command, [*args, *spread])
-        behind = ["--headless", "--data-parallel-start-rank", "$(LWS_WORKER_INDEX)"]
+        # The first listens there, for which ZeroMQ takes no name; the others may ask for it by one.
+        lead = _pod(engine, command, [*args, *spread, "$(VLLM_HOST_IP)"])
+        behind = ["$(LWS_LEADER_ADDRESS)", "--headless", "--data-parallel-start-rank", "$(LWS_WORKER_INDEX)"]
         follow = _pod(engine, command, [*args, *spread, *behind], answers=False)
     else:
         cut = [
@@ -261,6 +315,9 @@ def _pod(engine: ClusterEngine, command: list[str], args: list[str], *, answers:
             {"name": "HF_HOME", "value": "/models/hub"},
             {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
         ]
+        if engine.nodes > 1:
+            own = {"fieldRef": {"fieldPath": "status.podIP"}}
+            container["env"].append({"name": "VLLM_HOST_IP", "valueFrom": own})
     if answers:
         health = {"httpGet": {"path": "/health", "port": "http"}}
         container |= {
@@ -294,7 +351,7 @@ def _pod(engine: ClusterEngine, command: list[str], args: list[str], *, answers:
     pod: Yaml = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": 60,
+        "terminationGracePeriodSeconds": GRACE_S,
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
         "nodeSelector": {"breakeven/machine": engine.machine},
         "containers": [container],

@@ -135,7 +135,7 @@ class SharedWindows:
         self._saying = {}
 
     async def run(self) -> None:
-        """Exchange until cancelled."""
+        """Exchange until cancelled, and once more then: what ended last is told as well, as a pod may not come back."""
         before = True
         try:
             while True:
@@ -143,6 +143,12 @@ class SharedWindows:
                 # An answer that was late is asked for again soon: others spend meanwhile. Who is away is left alone.
                 await asyncio.sleep(self._every_s if well or before else AGAIN_S)
                 before = well
+        except asyncio.CancelledError:
+            # What it was cut off in is repeated as it was; what was spent since needs another.
+            for _ in range(2 if self._saying else 1):
+                if self.away or not await self.exchange():
+                    break
+            raise
         finally:
             await self._client.aclose()
 
@@ -306,7 +312,7 @@ def _client(plan: Redis) -> Any:
     except ImportError:
         raise UserError(
             "limits are this machine's own: sharing them between machines needs the redis package; "
-            "install the extra `scale` (how: docs/scale.md)"
+            "install it with pip, or the extra `scale` (how: docs/scale.md)"
         ) from None
     address = value_of(plan.url_env)
     if not address:

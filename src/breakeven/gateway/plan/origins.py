@@ -31,6 +31,7 @@ from breakeven.forecast.profiles import THIS, profile_named
 from breakeven.gateway.plan.load import PUBLIC_NAME, read_gateway
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan, LocalPlan, PolicyPlan
 from breakeven.gateway.plan.reach import LOCAL_ENDPOINTS, USUAL_ENDPOINTS
+from breakeven.gateway.plan.verdict import candidates_of, policies_of
 from breakeven.gateway.plan.write import write_gateway
 from breakeven.gateway.swap.needs import check_local
 from breakeven.hardware.placement import AUTO, placement_of
@@ -61,8 +62,8 @@ def plan_of_decision(path: Path, environ: Mapping[str, str] = os.environ) -> Gat
         return read_gateway(file, environ)
     decision = read_decision(result)
     chosen = candidates_of(decision)
-    plan = _plan(decision, chosen)
-    write_gateway(plan, file, head=_head(decision), notes=_notes(plan, chosen))
+    plan, notes = _plan(decision, chosen)
+    write_gateway(plan, file, head=_head(decision), notes=_notes(plan, chosen) | notes)
     missing = [backend.name for backend in plan.backends if backend.url is None and backend.local is None]
     if missing:
         raise UserError(
@@ -70,27 +71,6 @@ def plan_of_decision(path: Path, environ: Mapping[str, str] = os.environ) -> Gat
             f"listens), then run: breakeven serve {file}"
         )
     return read_gateway(file, environ)
-
-
-def candidates_of(decision: Decision) -> list[CandidateResult]:
-    """Those worth routing to: winners and runners-up at any load, and parts of a mix; the winner of now first.
-
-    Raises UserError where the decision rules everybody out.
-    """
-    named: dict[str, None] = {}
-    verdict = decision.verdict
-    for name in (verdict.winner, *(share.candidate for share in verdict.shares)):
-        if name is not None:
-            named[name] = None
-    for region in decision.regions:
-        for name in (region.winner, region.runner_up):
-            if name is not None:
-                named[name] = None
-    able = {each.name: each for each in decision.candidates if not each.ruled_out}
-    chosen = [able[name] for name in named if name in able] or list(able.values())
-    if not chosen:
-        raise UserError(f"{decision.name}: the decision rules every candidate out; change the study and decide again")
-    return chosen
 
 
 def read_decision(path: Path) -> Decision:
@@ -110,11 +90,15 @@ def read_decision(path: Path) -> Decision:
     return decision
 
 
-def _plan(decision: Decision, chosen: Sequence[CandidateResult]) -> GatewayPlan:
+def _plan(decision: Decision, chosen: Sequence[CandidateResult]) -> tuple[GatewayPlan, dict[str, str]]:
+    """The gateway, and comments on its public models."""
     names = _names([each.name for each in chosen])
     backends = tuple(backend_of(name, each, decision) for name, each in zip(names, chosen, strict=True))
     by_candidate = dict(zip((each.name for each in chosen), names, strict=True))
-    return GatewayPlan(path=None, backends=backends, policies=(_policy(decision, chosen, by_candidate),))
+    whole = _policy(decision, chosen, by_candidate)
+    each_alone = {candidate: (name,) for candidate, name in by_candidate.items()}
+    policies, notes = policies_of(decision, chosen, each_alone, whole)
+    return GatewayPlan(path=None, backends=backends, policies=policies), notes
 
 
 def _policy(decision: Decision, chosen: Sequence[CandidateResult], names: Mapping[str, str]) -> PolicyPlan:
@@ -165,7 +149,7 @@ def backend_of(name: str, found: CandidateResult, decision: Decision, *, elsewhe
         devices=found.devices,
         slots=slots if here else None,
         context=context if here else None,
-        speed=_told_speed(found) if hosted else None,
+        speed=told_speed(found) if hosted else None,
         price=found.pricing,
         endpoints=LOCAL_ENDPOINTS if here else USUAL_ENDPOINTS,
         quality=quality,
@@ -173,8 +157,8 @@ def backend_of(name: str, found: CandidateResult, decision: Decision, *, elsewhe
     )
 
 
-def _told_speed(found: CandidateResult) -> ApiSpeed | None:
-    """A hosted model's speed, which its decision holds the same for every load."""
+def told_speed(found: CandidateResult) -> ApiSpeed | None:
+    """How fast it answers at the least load that was looked at; a hosted model, at every one."""
     if not found.latency:
         return None
     point = found.latency[0]

@@ -16,7 +16,7 @@ import yaml
 
 from breakeven.answer.study.price import PlacementKeys, PriceTerms
 from breakeven.answer.study.values import FilePart, keys_of
-from breakeven.errors import UserError
+from breakeven.errors import UserError, printable
 from breakeven.gateway.plan.model import AdminPlan, BackendPlan, GatewayPlan
 from breakeven.gateway.plan.reach import LOCAL_ENDPOINTS, USUAL_ENDPOINTS
 from breakeven.hardware.placement import Placement
@@ -94,7 +94,8 @@ def gateway_text(plan: GatewayPlan, *, head: str = HEAD, notes: Mapping[str, str
 
 
 def _comment(text: str, indent: str = "") -> str:
-    return "\n".join(f"{indent}# {line}".rstrip() for line in text.splitlines())
+    # YAML takes no control characters, in comments neither, and names may hold any.
+    return "\n".join(f"{indent}# {printable(line)}".rstrip() for line in text.splitlines())
 
 
 def _dump(mapping: Yaml) -> str:

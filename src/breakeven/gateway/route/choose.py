@@ -139,9 +139,10 @@ def considered(ask: Ask, views: Sequence[View], dice: Random) -> tuple[Sequence[
     for members in groups.values():
         if len(members) < 2:
             continue
-        # A second draw only where enough are there to draw from: what is away is not worth one of the two.
-        there = [v for v in members if v.open and v.ready and v.free > 0] or [v for v in members if v.open] or members
-        home = members[home_of(ask.session, len(members))] if ask.session else None
+        # A second draw only where enough are there to draw from: what is away is not worth one of the two, nor a home.
+        present = [v for v in members if not v.away] or members
+        there = [v for v in present if v.open and v.ready and v.free > 0] or [v for v in present if v.open] or present
+        home = present[home_of(ask.session, len(present))] if ask.session else None
         taken, sticky = of_two(there, home, peak_load, dice)
         if sticky and kept is None:
             kept = taken
@@ -198,7 +199,7 @@ def choose(policy: PolicyPlan, ask: Ask, views: Sequence[View], dice: Random) ->
             pick, reason, explored = learned, "explored", True
     order = [seen[pick].index, *[seen[k].index for k in rest]]
     if others and len(order) < policy.attempts:
-        spare = sorted((v for v in others if _serves(ask, v, floor)), key=lambda v: v.running + v.queued)
+        spare = sorted((v for v in others if _serves(ask, v, floor)), key=lambda v: (v.away, v.running + v.queued))
         order.extend(v.index for v in spare[: policy.attempts - len(order)])
     # When everybody else has failed, one whose breaker is open is better than nobody: it may have come back.
     if len(usable) < len(scores):

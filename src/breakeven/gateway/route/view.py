@@ -67,12 +67,14 @@ class View:
     `queued`: requests that wait at the gateway for a place. `free`: places left of its limit.
     `open`: its breaker lets requests through. `ready`: it is there; else `load_s` more seconds pass until it would be
     (None: it cannot come now). `stale`: its own numbers are old, which counts as saturated.
+    `away`: it did not answer when it was last asked for its numbers, or was not yet: a replica that nobody has started.
     `ttft_factor`, `tpot_factor`: bounded correction learned online, times the speed's answer.
     `usd_per_input`, `usd_per_output`: an API's price of a token; `usd_per_s`: a machine's price of a second.
     """
 
     __slots__ = (
         "ahead_tokens",
+        "away",
         "context",
         "context_limit",
         "endpoints",
@@ -119,7 +121,7 @@ class View:
         self.free = 1 << 30
         self.open = self.ready = True
         self.load_s: float | None = 0.0
-        self.stale = False
+        self.stale = self.away = False
         self.ttft_factor = self.tpot_factor = 1.0
         self.ttft_width = 0.5
         """Half width of the interval of ln(actual / predicted TTFT): p95 is about ttft * exp(width)."""

@@ -39,6 +39,7 @@ from breakeven.gateway.shared.layout import (
     TPOT_LOG,
     TTFT_LOG,
     TTFT_WIDTH,
+    UP,
     WAITING,
     Count,
     State,
@@ -280,6 +281,7 @@ class Lane:
         running = float(ours)
         polled_s = known[k + POLLED_S]
         view.stale = polled_s > 0.0 and now_s - polled_s > STALE_S
+        view.away = self.plan.poll and known[k + UP] != 1.0
         if polled_s > 0.0:
             # What it does beyond what it had of ours when it was asked is other people's.
             foreign = known[k + RUNNING] + known[k + WAITING] - known[k + OURS_AT_POLL]

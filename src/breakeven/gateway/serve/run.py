@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from breakeven.errors import UserError, complain, one_line, word_of
+from breakeven.errors import UserError, complain, one_line, printable, word_of
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.hardware.system import spreads_connections
 
@@ -150,7 +150,7 @@ def emitted(target: str, what: Sequence[str], decision: Path | None, out: Path |
     made = emit_kubernetes(decision, out)
     print(f"Written to {made.directory}: {', '.join(made.files)}")
     for line in made.todo:
-        print(f"  {line}")
+        print(f"  {printable(line)}")
     print("  kustomization.yaml: images: build breakeven (deploy/Containerfile), and name the registry of each image")
     print(f"Make the secrets (docs/kubernetes.md), then: kubectl apply -k {word_of(made.directory)}")
     return 0

@@ -216,7 +216,7 @@ GOOD, JUDGED = int(Count.GOOD), int(Count.JUDGED)
 TTFT_NS, TTFT_COUNT, TPOT_NS, TPOT_COUNT = map(int, (Count.TTFT_NS, Count.TTFT_COUNT, Count.TPOT_NS, Count.TPOT_COUNT))
 
 POLLED_S, RUNNING, WAITING, OURS_AT_POLL = map(int, (Known.POLLED_S, Known.RUNNING, Known.WAITING, Known.OURS_AT_POLL))
-STATE, LOAD_S = int(Known.STATE), int(Known.LOAD_S)
+STATE, LOAD_S, UP = int(Known.STATE), int(Known.LOAD_S), int(Known.UP)
 LESSONS_TAUGHT, MOST_WRITTEN, UNTOLD, TAUGHT_S, TAUGHT_BY = map(
     int, (Known.LESSONS, Known.MOST_OUTPUT, Known.UNTOLD, Known.TAUGHT_S, Known.TAUGHT_BY)
 )
