@@ -29,7 +29,7 @@ from breakeven.engines.backend import Backend
 from breakeven.engines.openai_url import connect, parse_url
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
-from breakeven.gateway.serve.speech import KNOWN_S, Speech, forget_former, remembered
+from breakeven.gateway.serve.speech import KNOWN_S, Speech, forget_former, recall, remembered
 from breakeven.gateway.shared.block import Shape, SharedBlock
 from breakeven.measure.bodies import prepare_bodies
 from breakeven.measure.events import RequestDone
@@ -614,6 +614,26 @@ def test_what_a_server_taught_holds_for_a_day_and_over_reloads_that_leave_it_as_
     block.now_s = lambda: now_s  # type: ignore[method-assign]
     speech = Speech(plan, 0, block)
     assert (speech.dialect.body, speech.most_output, speech.untold) == ({}, 32_000, frozenset()), "that was yesterday"
+
+
+def test_a_reload_that_fails_leaves_what_was_taught_as_it_was() -> None:
+    block = SharedBlock(Shape(workers=3, backends=2, keys=1, models=1, experiments=1))
+    plan = BackendPlan(name="one", url="http://127.0.0.1:1/v1")
+    speech = Speech(plan, 0, block)
+    speech.learn([Lesson("seed")])
+    speech.writes_at_most(8192)
+    speech.refuses(frozenset({"reasoning"}))
+    known = list(block.known.mine(0))
+    new = replace(plan, max_output=20_000)
+    came = GatewayPlan(path=None, backends=(new, replace(plan, name="two")))
+    former = forget_former(came, block, {"one": 0, "two": 1})
+    assert speech.untold == frozenset(), "it is not asked as those say that were to come"
+    Speech(new, 0, block).writes_at_most(100)
+    recall(former, block)
+    assert list(block.known.mine(0)) == known
+    assert (speech.dialect.body, speech.most_output, speech.untold) == (
+        {"seed": "drop"}, 8192, frozenset({"reasoning"}),
+    )  # fmt: skip
 
 
 def test_what_one_thing_teaches_makes_nothing_old_new() -> None:

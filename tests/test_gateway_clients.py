@@ -234,6 +234,15 @@ def test_a_page_that_is_named_may_ask_and_read(world: World) -> None:
     assert told["access-control-allow-private-network"] == "true"
 
 
+def test_a_page_may_read_what_the_edge_refuses(world: World) -> None:
+    running, _, _ = world
+    for page, told in ((PAGE, True), (OTHER, False)):
+        lines = f"host: 127.0.0.1:{running.port}\r\norigin: {page}\r\ncontent-length: {10**12}\r\n\r\n"
+        answer = running.raw(f"POST {CHAT} HTTP/1.1\r\n{lines}".encode()).lower()
+        assert b" 413 " in answer.partition(b"\r\n")[0]
+        assert (f"access-control-allow-origin: {page}\r\n".encode() in answer) is told
+
+
 def test_no_other_page_may(world: World) -> None:
     running, _, secret = world
     for page in (OTHER, "null", f"{PAGE}.evil.example", f"{PAGE}:444", "http://chat.example.org"):

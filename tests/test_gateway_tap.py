@@ -187,6 +187,31 @@ def test_a_stream_that_ends_within_an_event_is_known(left: int, ended: bool, dro
 
 
 @pytest.mark.parametrize(
+    ("endpoint", "last", "done"),
+    [
+        (CHAT, b"", False),
+        (CHAT, b"data: [DONE]\n\n", True),
+        (CHAT, b"data:[DONE]", True),
+        (CHAT, chunk("", "stop") + b"\n\n", True),
+        (CHAT, b'data: {"choices": [], "usage": {"completion_tokens": 3}}\n\n', False),
+        (CHAT, b'data: {"error": {"message": "away"}}\n\n', True),
+        ("/v1/messages", b'data: {"type": "content_block_stop", "index": 0}\n\n', False),
+        ("/v1/messages", b'event: message_stop\ndata: {"type": "message_stop"}\n\n', True),
+        ("/v1/audio/speech", b"", True),
+    ],
+)
+def test_whether_a_stream_says_that_it_ends(endpoint: str, last: bytes, done: bool) -> None:
+    """How those of other endpoints end is not known."""
+    tap = StreamTap(endpoint, drop_usage=False)
+    through(tap, [(chunk("a") + b"\n\n") * 9, last])
+    assert tap.done is done
+    packed = tap_for(endpoint, b"gzip", streams=True, drop_usage=False)
+    packed.feed(gzip.compress((chunk("a") + b"\n\n") * 9 + last))
+    packed.rest()
+    assert packed.done is done
+
+
+@pytest.mark.parametrize(
     "bomb",
     [
         gzip.compress((chunk("a") + b"\n\n") * 500_000),
@@ -306,6 +331,9 @@ def test_thoughts_that_never_came_make_no_stream_fast(thoughts: int, texts: int,
             2809,
         ),
         ({"prompt_tokens": 3379, "completion_tokens": 12, "total_tokens": 3459}, 80, 68),
+        # SGLang's words, and Anthropic's.
+        ({"prompt_tokens": 5, "completion_tokens": 9, "total_tokens": 14, "reasoning_tokens": 4}, 9, 4),
+        ({"input_tokens": 5, "output_tokens": 9, "output_tokens_details": {"thinking_tokens": 4}}, 9, 4),
         # What is not told in full is taken as it stands.
         ({"prompt_tokens": 0, "completion_tokens": 3, "total_tokens": 15}, 3, 0),
         ({"completion_tokens": 3, "total_tokens": 15}, 3, 0),

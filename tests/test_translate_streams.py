@@ -22,9 +22,8 @@ from breakeven.gateway.translate.said import (
     AnswerPart,
     AnswerSaid,
     Json,
-    StreamTurner,
 )
-from breakeven.gateway.translate.table import WRITERS, Turned, failed_stream, turned_tap, within_stream
+from breakeven.gateway.translate.table import WRITERS, StreamTurner, Turned, failed_stream, turned_tap, within_stream
 from breakeven.wire.sse import event as event_bytes
 from breakeven.wire.sse import events_of, split_events
 from tests.translate_fixtures import CALL, COUNTS, FACTS, arguments, data_of, joined, names, texts, written

@@ -85,9 +85,8 @@ class Leg:
         self.question = Question(lane.speech, lane.model_raw, forward, lane.view.way(forward.endpoint))
         self.exchange: Exchange | None = None
         self.head: Headers = ()
-        self.status = 0
-        self.first_ns = self.last_ns = self.said_ns = 0
-        self.outcome = ""
+        self.status = self.first_ns = self.last_ns = self.said_ns = 0
+        self.outcome = self.nothing = self._failing = ""
         self.single: bytes | None = None
         """The whole answer where it came in one piece: one write to the client, when its end is known to be good."""
         self.held = b""
@@ -101,7 +100,6 @@ class Leg:
         """Bytes of its body as its head says, -1 when it does not."""
         self._streams = self._reads_why = False
         """Nobody else is left, and what it says is no answer, only the reason."""
-        self.nothing = self._failing = ""
         view = lane.view
         self.running = view.running
         self.ttft_factor, self.tpot_factor = view.ttft_factor, view.tpot_factor
@@ -271,8 +269,10 @@ class Leg:
         self.held += self.tap.rest()
         if self.single is not None and self.tap.error is not None:
             self._failing = error_text(self.tap.error)
-        if self.tap.half and not self._failing:
-            self._course.trouble(self, "cut", "the stream ends within an event")
+        # A backend that dies closes its connection too: where that is all that ends a stream, the stream must say so.
+        unsaid = self._streams and self.exchange is not None and self.exchange.by_close and not self.tap.done
+        if (how := "within an event" if self.tap.half else "without saying so" if unsaid else "") and not self._failing:
+            self._course.trouble(self, "cut", f"the stream ends {how}")
             return
         self._course.whole(self, failing=self._failing, nothing=self.nothing)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from breakeven.gateway.serve.opening import WRITES
 from breakeven.gateway.serve.usage import (
     ENDS,
     UNREADABLE,
@@ -52,11 +53,12 @@ _decode_body = msgspec.json.Decoder(WholeBody).decode
 class StreamTap:
     """Events of one stream. `events` counts those with output; `finish` is the reason it gave, else empty.
 
-    `error`: the data of its first error. `half`: it ended within an event, without a reason before.
+    `error`: the data of its first error. `half`: it ended within an event, without a reason before. `done`: it said
+    that it ends, whether with a reason or without.
     """
 
     __slots__ = (
-        "_apart", "_as_alike", "_choices", "_cutter", "_drop", "_frame", "_half_dropped", "_lines", "_long",
+        "_apart", "_as_alike", "_choices", "_cutter", "_drop", "_ended", "_frame", "_half_dropped", "_lines", "_long",
         "_long_counts", "_longs", "_mark", "_marked", "_start", "_text", "_told_events", "_told_text", "counted",
         "error", "events", "finish", "half",
     )  # fmt: skip
@@ -72,6 +74,7 @@ class StreamTap:
         self.finish = ""
         self.error: bytes | None = None
         self.half = False
+        self._ended = endpoint not in WRITES  # how others end is not known
         self._long: UsageScan | None = None
         self._longs = 0
         self._long_counts = False
@@ -79,6 +82,11 @@ class StreamTap:
         self._as_alike = self._apart = self._frame = self._lines = 0
         self._start = self._mark = b""
         self._marked = False
+
+    @property
+    def done(self) -> bool:
+        """Whether it said that it ends, an error among the ways to."""
+        return self._ended or bool(self.finish) or self.error is not None
 
     @property
     def output_tokens(self) -> int:
@@ -137,7 +145,10 @@ class StreamTap:
         if name == b"error":
             self.error = self.error or data or b"error"
             return True
-        if data is None or data.strip() == b"[DONE]" or is_ping(data, name):
+        if data is None or is_ping(data, name):
+            return True
+        if data.strip() == b"[DONE]":
+            self._ended = True
             return True
         try:
             found = _decode(data)
@@ -253,6 +264,7 @@ class WholeTap:
     __slots__ = ("_pieces", "_scan", "_size", "_text", "counted", "events", "finish")
     error: bytes | None = None
     half = False
+    done = True
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -322,6 +334,11 @@ class CodedTap:
     def finish(self) -> str:
         """The reason it gave."""
         return self._tap.finish
+
+    @property
+    def done(self) -> bool:
+        """Whether it said that it ends, as far as it could be read."""
+        return self._inflate is None or self._tap.done
 
     @property
     def output_tokens(self) -> int:

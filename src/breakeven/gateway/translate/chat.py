@@ -209,7 +209,7 @@ class ChatWriter:
     """An answer as a chat completion."""
 
     def __init__(self, asked: Json, facts: AnswerFacts) -> None:
-        self._facts = facts
+        self._facts, self._asked_for = facts, str(asked.get("model") or "")
         options = asked.get("stream_options")
         self._tells_usage = isinstance(options, dict) and bool(options.get("include_usage"))
         self._top: Json = {}
@@ -263,7 +263,8 @@ class ChatWriter:
 
     def _named(self, said: AnswerSaid, kind: str) -> Json:
         ident, created = said.ident or self._facts.ident, said.created or self._facts.unix_s
-        return {"id": f"chatcmpl-{ident}", "object": kind, "created": created, "model": said.model}
+        model = said.model or self._asked_for
+        return {"id": f"chatcmpl-{ident}", "object": kind, "created": created, "model": model}
 
     def _chunk(self, delta: Json, finish: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
@@ -280,6 +281,9 @@ def _call(part: AnswerPart) -> Json:
 def _usage(counts: Counts) -> Json:
     usage: Json = {"prompt_tokens": counts.prompt, "completion_tokens": counts.output}
     usage["total_tokens"] = counts.prompt + counts.output
-    if counts.cached is not None:
-        usage["prompt_tokens_details"] = {"cached_tokens": counts.cached}
+    kept = {"cached_tokens": counts.cached, "cache_write_tokens": counts.written}
+    if told := {name: count for name, count in kept.items() if count is not None}:
+        usage["prompt_tokens_details"] = told
+    if counts.thoughts:
+        usage["completion_tokens_details"] = {"reasoning_tokens": counts.thoughts}
     return usage

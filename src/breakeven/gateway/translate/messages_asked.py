@@ -166,7 +166,14 @@ def _turns(messages: object, left: list[str]) -> list[Json]:
             made.append(_said_before(blocks, place))
         else:
             made.extend(_asked_before(blocks, place, role))
+            if any(isinstance(one, dict) and _is_cited(one.get("citations")) for one in blocks):
+                left.append("citations")
     return made
+
+
+def _is_cited(citations: object) -> bool:
+    """Whether an answer is to say which parts of a document it is from."""
+    return isinstance(citations, dict) and bool(citations.get("enabled"))
 
 
 def _asked_before(blocks: list[object], place: str, role: str) -> list[Json]:

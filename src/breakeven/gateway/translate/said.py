@@ -1,21 +1,20 @@
 """What an answer says, whatever API it came in: the one form between readers of a backend's and writers of a client's.
 
 A whole answer is an `AnswerSaid`; of a stream each event gives `AnswerPart`s, and an `AnswerSaid` has what holds for
-all of them. Readers know the backends' two forms (chat completions, Anthropic's messages), `StreamTurner` goes through
-a stream with one of them. Counts are not read here: the gateway counts the same bytes as of any answer (`serve.tap`).
+all of them. Readers know the backends' two forms (chat completions, Anthropic's messages); `table.StreamTurner` goes
+through a stream with one of them. Counts are not read here: the gateway counts the same bytes as of any answer
+(`serve.tap`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from itertools import repeat
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from breakeven.wire.meaning import error_text, is_ping, mended
-from breakeven.wire.sse import MAX_EVENT_BYTES, SseParser
+from breakeven.wire.meaning import BROKEN_OFF, error_text, mended
 
 Json = dict[str, Any]
 """An object of JSON, taken apart."""
@@ -24,9 +23,9 @@ PartKind = Literal["thought", "text", "refusal", "call"]
 _FINISHES = {
     "stop": "stop", "length": "length", "tool_calls": "calls", "function_call": "calls", "content_filter": "filter",
     "end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "calls", "refusal": "filter",
-    "model_context_window_exceeded": "length", "pause_turn": "stop",
+    "model_context_window_exceeded": "length", "pause_turn": "stop", "model_length": "length", "sensitive": "filter",
 }  # fmt: skip
-"""Why an answer ends, in the words of both APIs, and in ours."""
+"""Why an answer ends, in the words of both APIs, of Mistral and z.ai, and in ours."""
 _CUTS = ("length", "filter")
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
@@ -43,11 +42,17 @@ def shown(value: object) -> str:
 
 
 class Counts(NamedTuple):
-    """Tokens of one request, as its backend counted them, else as they were estimated. `cached`: of the prompt's."""
+    """Tokens of one request, as its backend counted them, else as they were estimated.
+
+    `cached`: of the prompt's, those that a cache had; `written`: those that were put into one; None: nobody told.
+    `thoughts`: of the output's.
+    """
 
     prompt: int
     cached: int | None
     output: int
+    thoughts: int = 0
+    written: int | None = None
 
 
 class AnswerFacts(NamedTuple):
@@ -118,7 +123,7 @@ class Writer(Protocol):
         """A body that says so in place of an answer."""
 
 
-class _ToldError(CannotTranslateError):
+class ToldError(CannotTranslateError):
     """The backend says that it failed."""
 
 
@@ -211,64 +216,6 @@ class Reads(NamedTuple):
 READERS: dict[str, Reads] = {CHAT: Reads(read_chat, chat_event), MESSAGES: Reads(read_message, message_event)}
 
 
-class StreamTurner:
-    """A backend's stream in, a client's out. `error`: why it broke off, in words; nothing follows then."""
-
-    __slots__ = ("_begun", "_parser", "_read", "_said", "_writer", "error")
-
-    def __init__(self, read: Callable[[bytes, AnswerSaid], list[AnswerPart]], writer: Writer) -> None:
-        self._read, self._writer = read, writer
-        self._parser = SseParser(MAX_EVENT_BYTES)
-        self._said = AnswerSaid()
-        self._begun = False
-        self.error = ""
-
-    def feed(self, data: bytes) -> bytes:
-        """The next bytes of the backend; never raises."""
-        if self.error:
-            return b""
-        out: list[bytes] = []
-        try:
-            events = self._parser.feed(data)
-            for event, name in zip(events, self._parser.names or repeat(b""), strict=False):
-                self._take(event, name, out)
-        except _ToldError as told:
-            self._fail(str(told), out)
-        except (*UNREADABLE, ValueError, TypeError, AttributeError):
-            self._fail("the backend sent an event that cannot be read", out)
-        return b"".join(out)
-
-    def end(self, counts: Counts) -> bytes:
-        """Nothing follows. A stream without a reason for its end gets none here either."""
-        out = [self.feed(b"\n\n")]  # some servers leave the last empty line out
-        if not self.error and self._said.finish:
-            self._begin(out)
-            out.append(self._writer.end(self._said, counts))
-        return b"".join(out)
-
-    def _take(self, event: bytes, name: bytes, out: list[bytes]) -> None:
-        if event.strip() == b"[DONE]":
-            self._said.finish = self._said.finish or "stop"
-            return
-        if is_ping(event, name):
-            return
-        if name == b"error":
-            raise _ToldError(error_text(event))
-        parts = self._read(event, self._said)
-        self._begin(out)
-        out.extend(self._writer.part(part) for part in parts)
-
-    def _begin(self, out: list[bytes]) -> None:
-        if not self._begun:
-            self._begun = True
-            out.append(self._writer.begin(self._said))
-
-    def _fail(self, message: str, out: list[bytes]) -> None:
-        self.error = message or "the backend failed"
-        self._begin(out)
-        out.append(self._writer.fail(self.error))
-
-
 # What both readers have in common.
 
 
@@ -287,7 +234,7 @@ def _event(data: bytes) -> Json:
     if not isinstance(found, dict):
         raise ValueError("no object")
     if found.get("error") or found.get("type") == "error" or found.get("object") == "error":
-        raise _ToldError(error_text(data))
+        raise ToldError(error_text(data))
     return found
 
 
@@ -309,8 +256,8 @@ def _first(choices: Any) -> Json:
 def _finish(choice: Json, said: AnswerSaid) -> None:
     reason, stop = choice.get("finish_reason"), choice.get("stop_reason")
     if isinstance(reason, str) and reason:
-        if reason == "error":
-            raise _ToldError("the backend broke the answer off")
+        if reason in BROKEN_OFF:
+            raise ToldError(f"the backend broke the answer off{shown(reason)}")
         said.finish = _FINISHES.get(reason, "stop")
     if isinstance(stop, str):  # vLLM tells the sequence
         said.stop = stop
@@ -331,8 +278,11 @@ def _parts(message: Json) -> list[AnswerPart]:
     if isinstance(thought, str) and thought:
         found.append(AnswerPart("thought", thought))
     content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(str(one.get("text") or "") for one in content if isinstance(one, dict))
+    for part in _pieces(content) if isinstance(content, list) else ():
+        if found and found[-1].kind == part.kind:
+            found[-1].text += part.text
+        else:
+            found.append(part)
     if isinstance(content, str) and content:
         found.append(AnswerPart("text", content))
     refusal = message.get("refusal")
@@ -348,6 +298,20 @@ def _parts(message: Json) -> list[AnswerPart]:
             at = at if isinstance(at, int) else place
             found.append(AnswerPart("call", text, str(call.get("id") or ""), str(function.get("name") or ""), at))
     return found
+
+
+def _pieces(content: list[Any]) -> Iterator[AnswerPart]:
+    """A content in parts: Mistral's thoughts stand among its texts."""
+    for one in content:
+        if not isinstance(one, dict):
+            continue
+        thought = one.get("thinking")
+        if isinstance(thought, list):
+            thought = "".join(str(each.get("text") or "") for each in thought if isinstance(each, dict))
+        if isinstance(thought, str) and thought:
+            yield AnswerPart("thought", thought)
+        if isinstance(text := one.get("text"), str) and text:
+            yield AnswerPart("text", text)
 
 
 def _tell_apart(part: AnswerPart, said: AnswerSaid) -> None:

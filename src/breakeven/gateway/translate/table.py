@@ -12,10 +12,12 @@ A new API is one entry in each of the four tables.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from itertools import repeat
 
 import msgspec
 
+from breakeven.errors import printable
 from breakeven.gateway.serve.opening import error_status
 from breakeven.gateway.serve.tap import StreamTap, Tap
 from breakeven.gateway.serve.usage import Counted
@@ -31,18 +33,19 @@ from breakeven.gateway.translate.said import (
     RESPONSES,
     UNREADABLE,
     AnswerFacts,
+    AnswerPart,
     AnswerSaid,
     CannotTranslateError,
     Counts,
     Json,
-    StreamTurner,
+    ToldError,
     Writer,
     decode,
     encode,
 )
-from breakeven.wire.meaning import body_kind, error_text
+from breakeven.wire.meaning import body_kind, error_text, is_ping
 from breakeven.wire.message import Headers, error_body
-from breakeven.wire.sse import event
+from breakeven.wire.sse import MAX_EVENT_BYTES, SseParser, event
 
 Fields = dict[str, msgspec.Raw]
 Asks = Callable[[Json, list[str]], Json]
@@ -60,6 +63,8 @@ WAYS = {CHAT: (MESSAGES,), MESSAGES: (CHAT,), RESPONSES: (CHAT, MESSAGES)}
 THOUGHTS = ("reasoning_content", "reasoning")
 """What chat servers call an assistant's earlier thoughts: llama.cpp, SGLang and DeepSeek by the first name, vLLM (0.32)
 and Cerebras by the second. Most pass over what they do not know; who refuses it is asked again without."""
+LEFT_OUT = b"x-breakeven-left-out"
+"""Header that names what a client said and its backend was not told."""
 _MOST_TOLD = 2000
 """Characters of a backend's error that a client gets."""
 
@@ -156,6 +161,73 @@ def turned_tap(tap: Tap, turned: Turned, ident: str, prompt: int, status: int) -
     return TurnedTap(tap, turned, AnswerFacts(ident, int(time.time()), prompt), status)
 
 
+def told_of(turned: Turned | None, left_out: Iterable[str]) -> list[tuple[bytes, bytes]]:
+    """Headers that say in which API a backend was asked, where not in the client's, and what it was not told."""
+    headers = [] if turned is None else [(b"x-breakeven-translated", turned.way.encode())]
+    if left := [*(() if turned is None else turned.left), *left_out]:
+        headers.append((LEFT_OUT, printable(", ".join(left)[:400]).encode("ascii", "replace")))
+    return headers
+
+
+class StreamTurner:
+    """A backend's stream in, a client's out. `error`: why it broke off, in words; nothing follows then."""
+
+    __slots__ = ("_begun", "_parser", "_read", "_said", "_writer", "error")
+
+    def __init__(self, read: Callable[[bytes, AnswerSaid], list[AnswerPart]], writer: Writer) -> None:
+        self._read, self._writer = read, writer
+        self._parser = SseParser(MAX_EVENT_BYTES)
+        self._said = AnswerSaid()
+        self._begun = False
+        self.error = ""
+
+    def feed(self, data: bytes) -> bytes:
+        """The next bytes of the backend; never raises."""
+        if self.error:
+            return b""
+        out: list[bytes] = []
+        try:
+            events = self._parser.feed(data)
+            for told, name in zip(events, self._parser.names or repeat(b""), strict=False):
+                self._take(told, name, out)
+        except ToldError as error:
+            self._fail(str(error), out)
+        except (*UNREADABLE, ValueError, TypeError, AttributeError):
+            self._fail("the backend sent an event that cannot be read", out)
+        return b"".join(out)
+
+    def end(self, counts: Counts) -> bytes:
+        """Nothing follows. A stream without a reason for its end gets none here either."""
+        out = [self.feed(b"\n\n")]  # some servers leave the last empty line out
+        if not self.error and self._said.finish:
+            self._begin(out)
+            out.append(self._writer.end(self._said, counts))
+        return b"".join(out)
+
+    def _take(self, data: bytes, name: bytes, out: list[bytes]) -> None:
+        if data.strip() == b"[DONE]":
+            self._said.finish = self._said.finish or "stop"
+            return
+        if is_ping(data, name):
+            return
+        if name == b"error":
+            raise ToldError(error_text(data))
+        parts = self._read(data, self._said)
+        if parts or self._said.model:  # Azure says what its filter thinks of a prompt before it says who answers
+            self._begin(out)
+        out.extend(self._writer.part(part) for part in parts)
+
+    def _begin(self, out: list[bytes]) -> None:
+        if not self._begun:
+            self._begun = True
+            out.append(self._writer.begin(self._said))
+
+    def _fail(self, message: str, out: list[bytes]) -> None:
+        self.error = message or "the backend failed"
+        self._begin(out)
+        out.append(self._writer.fail(self.error))
+
+
 class TurnedTap:
     """A tap that reads a backend's bytes and passes them on in the client's words.
 
@@ -199,6 +271,11 @@ class TurnedTap:
         return self._tap.half
 
     @property
+    def done(self) -> bool:
+        """Whether it said that it ends."""
+        return self._tap.done
+
+    @property
     def error(self) -> bytes | None:
         """What the backend said of its failure, else why it could not be translated."""
         return self._tap.error or self._failure
@@ -221,7 +298,8 @@ class TurnedTap:
         prompt = self._facts.prompt if counted.prompt_tokens is None else counted.prompt_tokens
         # What is charged is the most of what was counted and seen; told is the backend's own count of a whole answer.
         whole = self._tap.finish and counted.output_tokens
-        counts = Counts(prompt, counted.cached_tokens, whole or self._tap.output_tokens)
+        output = whole or self._tap.output_tokens
+        counts = Counts(prompt, counted.cached_tokens, output, min(counted.thoughts, output), counted.written_tokens)
         if self._stream is not None:
             return self._stream.end(counts)
         body, self._held = b"".join(self._held), []
