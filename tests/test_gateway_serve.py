@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -63,10 +64,12 @@ def _odd(question: ScriptedRequest) -> Scene:
     if question.model == "half":
         return played(question, [*events(question)[:1], b'data: {"choices": [{"te'])
     if question.model in ("dies", "closes"):
-        # Without a length or chunks its stream ends where its connection does: after the third event, or after all.
-        made = events(question)[: 3 if question.model == "dies" else None]
-        top = head(200, "content-type: text/event-stream", "connection: close")
-        return Scene([top + b"".join(made)], then="close")
+        # Without a length or chunks an answer ends where its connection does: within it, or behind its end.
+        made = b"".join(events(question)[: 3 if question.model == "dies" else None])
+        if not question.stream:
+            made = document(question)[: -9 if question.model == "dies" else None]
+        kind = "text/event-stream" if question.stream else "application/json"
+        return Scene([head(200, f"content-type: {kind}", "connection: close") + made], then="close")
     if question.model == "busy":
         return _refused(429, question)
     if question.model == "declines":
@@ -386,11 +389,16 @@ def test_a_stream_that_ends_with_its_connection_must_say_that_it_ends(house: Hou
     answer = ask(house.gateway.url, question("dies", "dies", stream=True))
     assert (answer.status, answer.whole, b"[DONE]" in answer.body) == (200, False, False)
     record = house.gateway.record(answer.id)
-    assert (record.attempts[0].outcome, record.error) == ("cut", "cut: the stream ends without saying so")
+    assert (record.attempts[0].outcome, record.error) == ("cut", "cut: the answer ends without saying so")
     assert house.gateway.backend("dies")["errors"] == before + 1
     answer = ask(house.gateway.url, question("closes", "closes", stream=True))
     assert (answer.status, answer.whole, answer.body.endswith(DONE)) == (200, True, True)
     assert house.gateway.record(answer.id).attempts[0].outcome == "answered"
+    # A document has its own end: half of one under a length of ours would look whole.
+    with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+        ask(house.gateway.url, question("dies", "dies"))
+    answer = ask(house.gateway.url, question("closes", "closes"))
+    assert (answer.status, answer.json["object"]) == (200, "chat.completion")
 
 
 def test_an_error_that_is_the_clients_own_goes_to_it_and_counts_against_nobody(house: House) -> None:

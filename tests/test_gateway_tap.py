@@ -212,6 +212,25 @@ def test_whether_a_stream_says_that_it_ends(endpoint: str, last: bytes, done: bo
 
 
 @pytest.mark.parametrize(
+    ("endpoint", "body", "done"),
+    [
+        (CHAT, b'{"choices":[{"message":{"content":"a"}}]}', True),
+        (CHAT, b'{"choices":[{"message":{"content":"a"}', False),
+        (CHAT, b"", False),
+        ("/v1/rerank", b'[{"index":0,"score":0.5}]', True),
+        ("/v1/rerank", b'[{"index":0,"score":0.5}', False),
+        ("/v1/audio/speech", b"\xff\xfb\x90", True),
+        (CHAT, b'{"choices":[{"message":{"content":"' + b"a" * 2**21, True),  # too long to be looked at
+    ],
+)
+def test_whether_a_document_is_one_to_its_end(endpoint: str, body: bytes, done: bool) -> None:
+    tap = tap_for(endpoint, b"identity", streams=False, drop_usage=False)
+    tap.feed(body)
+    tap.rest()
+    assert tap.done is done
+
+
+@pytest.mark.parametrize(
     "bomb",
     [
         gzip.compress((chunk("a") + b"\n\n") * 500_000),

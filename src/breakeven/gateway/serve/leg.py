@@ -269,10 +269,10 @@ class Leg:
         self.held += self.tap.rest()
         if self.single is not None and self.tap.error is not None:
             self._failing = error_text(self.tap.error)
-        # A backend that dies closes its connection too: where that is all that ends a stream, the stream must say so.
-        unsaid = self._streams and self.exchange is not None and self.exchange.by_close and not self.tap.done
+        # A backend that dies closes its connection too: where that is all that ends an answer, the answer must say so.
+        unsaid = self.status < 300 and self.exchange is not None and self.exchange.by_close and not self.tap.done
         if (how := "within an event" if self.tap.half else "without saying so" if unsaid else "") and not self._failing:
-            self._course.trouble(self, "cut", f"the stream ends {how}")
+            self._course.trouble(self, "cut", f"the answer ends {how}")
             return
         self._course.whole(self, failing=self._failing, nothing=self.nothing)
 

@@ -259,14 +259,17 @@ class StreamTap:
 
 
 class WholeTap:
-    """An answer in one piece, read when it is whole; one that is too long for that, as it passes."""
+    """An answer in one piece, read when it is whole; one that is too long for that, as it passes.
 
-    __slots__ = ("_pieces", "_scan", "_size", "_text", "counted", "events", "finish")
+    `done`: it is a document to its end, as far as it was read and should be one.
+    """
+
+    __slots__ = ("_is_json", "_pieces", "_scan", "_size", "_text", "counted", "done", "events", "finish")
     error: bytes | None = None
     half = False
-    done = True
 
-    def __init__(self) -> None:
+    def __init__(self, endpoint: str = "") -> None:
+        self._is_json, self.done = endpoint in WRITES, True
         self._pieces: list[bytes] = []
         self._size = 0
         self._text = -1
@@ -304,11 +307,20 @@ class WholeTap:
             answer = _decode_body(body)
         except UNREADABLE:
             UsageScan(self.counted).feed(body)
+            self.done = not self._is_json or _is_document(body)
             return b""
         if not self.counted.add(answer.usage):
             self._text = parts_bytes(answer.choices, answer.content, answer.output, answer.text)
         self.finish = answer.finish
         return b""
+
+
+def _is_document(body: bytes) -> bool:
+    try:
+        msgspec.json.decode(body)
+    except UNREADABLE:
+        return False
+    return True
 
 
 class CodedTap:
@@ -396,5 +408,5 @@ def tap_for(endpoint: str, coding: bytes, *, streams: bool, drop_usage: bool) ->
     `drop_usage`: the event of the usage is not for the client; from a compressed stream it cannot be taken out.
     """
     plain = coding in _PLAIN
-    tap = StreamTap(endpoint, drop_usage=drop_usage and plain) if streams else WholeTap()
+    tap = StreamTap(endpoint, drop_usage=drop_usage and plain) if streams else WholeTap(endpoint)
     return tap if plain else CodedTap(tap, coding)
