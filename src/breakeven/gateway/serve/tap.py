@@ -25,6 +25,7 @@ from breakeven.gateway.serve.usage import (
     choice_bytes,
     event_bytes,
     finish_of,
+    is_document,
     parts_bytes,
     tokens_of,
     usage_of,
@@ -259,10 +260,7 @@ class StreamTap:
 
 
 class WholeTap:
-    """An answer in one piece, read when it is whole; one that is too long for that, as it passes.
-
-    `done`: it is a document to its end, as far as it was read and should be one.
-    """
+    """An answer in one piece, read when it is whole, else as it passes. `done`: it is no half of a document."""
 
     __slots__ = ("_is_json", "_pieces", "_scan", "_size", "_text", "counted", "done", "events", "finish")
     error: bytes | None = None
@@ -307,7 +305,7 @@ class WholeTap:
             answer = _decode_body(body)
         except UNREADABLE:
             UsageScan(self.counted).feed(body)
-            self.done = not self._is_json or _is_document(body)
+            self.done = not self._is_json or is_document(body)
             return b""
         if not self.counted.add(answer.usage):
             self._text = parts_bytes(answer.choices, answer.content, answer.output, answer.text)
@@ -315,18 +313,12 @@ class WholeTap:
         return b""
 
 
-def _is_document(body: bytes) -> bool:
-    try:
-        msgspec.json.decode(body)
-    except UNREADABLE:
-        return False
-    return True
-
-
 class CodedTap:
     """A compressed answer: its bytes pass as they are, and are read beside; a token a byte where they cannot be."""
 
-    __slots__ = ("_bare", "_inflate", "_inflated", "_lines", "_members", "_size", "_tap", "counted", "error", "half")
+    __slots__ = (
+        "_bare", "_inflate", "_inflated", "_lines", "_members", "_size", "_tap", "counted", "done", "error", "half",
+    )  # fmt: skip
 
     def __init__(self, tap: StreamTap | WholeTap, encoding: bytes) -> None:
         self._tap, self.counted = tap, tap.counted
@@ -335,7 +327,7 @@ class CodedTap:
         """It may come without the frame that it should have."""
         self._inflated = self._lines = self._members = self._size = 0
         self.error: bytes | None = None
-        self.half = False
+        self.half, self.done = False, True
 
     @property
     def events(self) -> int:
@@ -346,11 +338,6 @@ class CodedTap:
     def finish(self) -> str:
         """The reason it gave."""
         return self._tap.finish
-
-    @property
-    def done(self) -> bool:
-        """Whether it said that it ends, as far as it could be read."""
-        return self._inflate is None or self._tap.done
 
     @property
     def output_tokens(self) -> int:
@@ -394,6 +381,7 @@ class CodedTap:
         """Nothing is held."""
         self._tap.rest()
         self.half = self._inflate is not None and self._tap.half
+        self.done = self._inflate is None or self._tap.done
         return b""
 
 

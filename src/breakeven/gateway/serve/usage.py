@@ -119,6 +119,15 @@ def tokens_of(text_bytes: int) -> int:
     return -(-text_bytes // BYTES_PER_TOKEN)
 
 
+def is_document(body: bytes) -> bool:
+    """Whether it is JSON to its end."""
+    try:
+        _decode(body)
+    except UNREADABLE:
+        return False
+    return True
+
+
 def text_bytes(value: Any, depth: int = _DEEPEST) -> int:
     """Bytes of all text in a part of an answer, whatever it is called: content, reasoning, arguments of a call."""
     if isinstance(value, str):
