@@ -194,6 +194,7 @@ def test_fields_are_dropped_renamed_and_added_and_what_a_request_says_itself_sta
         (400, [{"error": {"message": 'Unknown name "seed": Cannot find field.'}}], "seed"),
         (400, {"error": {"message": "Additional properties are not allowed ('seed' was unexpected)"}}, "seed"),
         (400, {"error": {"message": "unrecognized argument: seed"}}, "seed"),
+        (400, {"error": "Argument not supported on this model: seed"}, "seed"),
         (400, {"error": {"message": "unrecognized: ['stream_options', 'seed']"}}, "seed"),
         (400, {"error": {"message": "it is unknown", "param": "stream_options", "code": 400}}, "stream_options"),
         # Of a field with parts the part is meant, but for what the field is for.
@@ -253,6 +254,19 @@ PYDANTIC = [{"type": "extra_forbidden", "loc": ["body", "metadata"], "msg": "Ext
 def test_a_name_is_unknown_only_by_a_servers_own_words(body: object, unknown: bool) -> None:
     raw = body if isinstance(body, str) else json.dumps(body)
     assert calls_unknown(raw.encode(), "reasoning") == unknown
+
+
+def test_a_client_that_gives_a_field_by_both_its_names_teaches_nothing() -> None:
+    """Else the next client's one name would be made the other, which the server may not know."""
+    both = ("model", "max_tokens", "max_completion_tokens")
+    for words in (
+        "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.",
+        "max_tokens and max_completion_tokens are mutually exclusive; both are not supported",
+    ):
+        assert lesson_of(400, json.dumps({"error": {"message": words}}).encode(), both) is None
+    only = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    refusal = json.dumps({"error": {"message": only, "param": "max_tokens", "code": "unsupported_parameter"}}).encode()
+    assert lesson_of(400, refusal, both) == Lesson("max_tokens", "max_completion_tokens")
 
 
 def test_a_clients_own_field_is_left_out_only_where_its_answer_stays_what_it_asked_for() -> None:
