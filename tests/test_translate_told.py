@@ -6,9 +6,11 @@ They are checked against what the SDKs of OpenAI and Anthropic parse them into w
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from breakeven.gateway.serve.tap import tap_for
@@ -187,6 +189,70 @@ def test_thoughts_among_the_parts_of_a_content_are_thoughts() -> None:
         {"type": "text_delta", "text": "x"},
         {"type": "text_delta", "text": "y"},
     ]
+
+
+SIGNATURE = "CiQB+/xyz0123AbC4A=="
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("ident", ["call_1", ""])
+@pytest.mark.parametrize("endpoint", [MESSAGES, RESPONSES])
+def test_a_calls_signature_comes_back_to_who_gave_it_and_to_nobody_else(
+    endpoint: str, ident: str, streams: bool
+) -> None:
+    """Gemini refuses the turn after a call without it, and other APIs have no place for it."""
+    calls: list[Json] = [
+        {"index": 0, **CALL, "id": ident, "extra_content": {"google": {"thought_signature": SIGNATURE}}},
+        {"index": 1, **CALL, "id": "call_2"},
+    ]
+    answer: Json | list[Json] = {
+        "model": "m", "choices": [{"message": {"content": None, "tool_calls": calls}, "finish_reason": "stop"}],
+    }  # fmt: skip
+    if streams:
+        deltas = [{"tool_calls": [call]} for call in calls]
+        answer = [{"model": "m", "choices": [{"delta": delta, "finish_reason": None}]} for delta in deltas]
+        answer.append({"model": "m", "choices": [{"delta": {}, "finish_reason": "stop"}]})
+    told = through(endpoint, CHAT, answer)
+    if endpoint == MESSAGES:
+        blocks = [one["content_block"] for one in told if one["type"] == "content_block_start"]
+        ids = [one["id"] for one in (blocks if streams else told[0]["content"])]
+        turns: Json = {
+            "messages": [
+                HI,
+                {
+                    "role": "assistant",
+                    "content": [{"type": "tool_use", "id": one, "name": "f", "input": {"a": 1}} for one in ids],
+                },
+                {
+                    "role": "user",
+                    "content": [{"type": "tool_result", "tool_use_id": one, "content": "x"} for one in ids],
+                },
+            ]
+        }
+    else:
+        ids = [one["call_id"] for one in (told[-1]["response"] if streams else told[0])["output"]]
+        results = [{"type": "function_call_output", "call_id": one, "output": "x"} for one in ids]
+        made = [{"type": "function_call", "call_id": one, "name": "f", "arguments": '{"a":1}'} for one in ids]
+        turns = {"input": [*made, *results]}
+    assert all(re.fullmatch("[A-Za-z0-9_-]+", one) for one in ids), "Anthropic's API takes no other"
+    turned = Turned(endpoint, CHAT, raw({"model": "public", "max_tokens": 9, **turns}))
+    for signs in (True, False):
+        sent = json.loads(bytes(turned.fields(msgspec.Raw(b'"m"'), signs=signs)["messages"]))
+        first, second = next(turn["tool_calls"] for turn in sent if turn.get("tool_calls"))
+        results = [turn["tool_call_id"] for turn in sent if turn["role"] == "tool"]
+        assert [first["id"], second["id"]] == results
+        assert results[1] == "call_2"
+        assert results[0].startswith("call_")
+        assert "__thought__" not in json.dumps(sent)
+        assert first.get("extra_content") == (calls[0]["extra_content"] if signs else None)
+        assert "extra_content" not in second
+
+
+def test_a_signature_that_no_id_can_hold_is_left_out() -> None:
+    for odd in ("not base64!", "abc", 7, None):
+        call = {**CALL, "extra_content": {"google": {"thought_signature": odd}}}
+        choice = {"message": {"content": None, "tool_calls": [call]}, "finish_reason": "tool_calls"}
+        assert through(MESSAGES, CHAT, {"choices": [choice]})[0]["content"][0]["id"] == CALL["id"]
 
 
 @pytest.mark.parametrize("endpoint", [MESSAGES, RESPONSES])

@@ -218,10 +218,9 @@ class Question:
         self._fields: Fields = {}
         self._left_out: list[str] = []
         self._lessons: tuple[Lesson, ...] = ()
-        self._doubted = False
         self._most, self._untold = (0, frozenset[str]()) if turned is None else (speech.most_output, speech.untold)
         self._knew = self._untold
-        self._lowered = False
+        self._lowered = self._doubted = False
         self._fits: int | None = None
         """Tokens of an answer for which there is room behind this prompt, where there are fewer."""
         self.adds: Mapping[str, msgspec.Raw] = {}
@@ -231,7 +230,8 @@ class Question:
         """As it goes out now."""
         asked, endpoint = self._asked, self.endpoint
         if self.turned is not None:
-            fields = self.turned.fields(self._model, self._fits or self._most, self._untold)
+            most, signs = self._fits or self._most, self._speech.dialect.signs_calls
+            fields = self.turned.fields(self._model, most, self._untold, signs=signs)
             if self.adds:
                 fields = {**fields, **self.adds}
             own = [name for name in asked.fields if name in fields]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
+from zlib import crc32
 
 import msgspec
 
@@ -64,13 +65,17 @@ class AnswerFacts(NamedTuple):
 
 
 class AnswerPart(msgspec.Struct, gc=False):
-    """A piece of an answer. Of a call, `text` are the arguments, as JSON; `at` tells calls of one answer apart."""
+    """A piece of an answer. Of a call, `text` are the arguments, as JSON; `at` tells calls of one answer apart.
+
+    `signature`: Gemini's of the thoughts before it, which must come back with it.
+    """
 
     kind: PartKind
     text: str = ""
     id: str = ""
     name: str = ""
     at: int = 0
+    signature: str = ""
 
 
 class StreamedCall(msgspec.Struct):
@@ -135,7 +140,7 @@ def read_chat(body: bytes) -> AnswerSaid:
     message = choice.get("message")
     if not isinstance(message, dict):
         raise CannotTranslateError("choices of the backend's answer: no message in the first one")
-    said.parts = _parts(message)
+    said.parts = [_signed(part) for part in _parts(message)]
     _finish(choice, said)
     said.finish = said.finish or "stop"
     return said
@@ -153,6 +158,7 @@ def chat_event(data: bytes, said: AnswerSaid) -> list[AnswerPart]:
     for part in parts:
         if part.kind == "call":
             _tell_apart(part, said)
+            _signed(part)
     _finish(choice, said)
     return parts
 
@@ -296,8 +302,36 @@ def _parts(message: Json) -> list[AnswerPart]:
             given = function.get("arguments")
             text = given if isinstance(given, str) else "" if given is None else encode(given).decode()
             at = at if isinstance(at, int) else place
-            found.append(AnswerPart("call", text, str(call.get("id") or ""), str(function.get("name") or ""), at))
+            ident, name = str(call.get("id") or ""), str(function.get("name") or "")
+            found.append(AnswerPart("call", text, ident, name, at, _signature(call)))
     return found
+
+
+SIGNED = "__thought__"
+"""Between a call's id and its signature, which has no place of its own in other APIs: ids come back as they were.
+
+LiteLLM writes it so too (litellm_core_utils/prompt_templates/factory.py).
+"""
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+_TO_ID = str.maketrans("+/", "-_")
+"""Ids of Anthropic's calls have no other signs."""
+EXTRA = "extra_content"
+
+
+def _signature(call: Json) -> str:
+    """Google's page on OpenAI's API: it stands in `extra_content.google.thought_signature` of a call."""
+    extra = call.get(EXTRA)
+    google = extra.get("google") if isinstance(extra, dict) else None
+    found = google.get("thought_signature") if isinstance(google, dict) else None
+    return found if isinstance(found, str) and len(found) % 4 == 0 and _BASE64.fullmatch(found) else ""
+
+
+def _signed(part: AnswerPart) -> AnswerPart:
+    """With its signature in its id."""
+    if part.signature:
+        ident = part.id or f"call_{crc32(part.signature.encode()):08x}"
+        part.id = f"{ident}{SIGNED}{part.signature.rstrip('=').translate(_TO_ID)}"
+    return part
 
 
 def _pieces(content: list[Any]) -> Iterator[AnswerPart]:

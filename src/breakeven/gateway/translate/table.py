@@ -28,6 +28,7 @@ from breakeven.gateway.translate.responses_asked import responses_to_chat
 from breakeven.gateway.translate.responses_told import ResponseWriter
 from breakeven.gateway.translate.said import (
     CHAT,
+    EXTRA,
     MESSAGES,
     READERS,
     RESPONSES,
@@ -82,7 +83,7 @@ class Turned:
     `thinks`: earlier thoughts stand in it. `unlimited`: it says not how long its answer may be, and `way` wants that.
     """
 
-    __slots__ = ("_asked", "_made", "_turns", "endpoint", "left", "thinks", "unlimited", "way")
+    __slots__ = ("_asked", "_made", "_signed", "_turns", "endpoint", "left", "thinks", "unlimited", "way")
 
     def __init__(self, endpoint: str, way: str, fields: Fields) -> None:
         """Raises CannotTranslateError, which names what the other API has no words for."""
@@ -102,8 +103,9 @@ class Turned:
             thinking = [turn for turn in made["messages"] if first in turn] if way == CHAT else []
             for turn in thinking:
                 turn[other] = turn[first]
-            self._turns: list[Json] = made["messages"] if thinking else []
-            self.thinks = bool(thinking)
+            signed = [turn for turn in made["messages"] if any(EXTRA in one for one in turn.get("tool_calls") or ())]
+            self._turns: list[Json] = made["messages"] if thinking or signed else []
+            self.thinks, self._signed = bool(thinking), bool(signed)
             self.unlimited = way == MESSAGES and "max_tokens" not in made
             # Here, before a place is taken: what is as deep as can be read may be too deep to be written.
             self._made: Fields = {name: msgspec.Raw(encode(value)) for name, value in made.items()}
@@ -113,18 +115,24 @@ class Turned:
         self.left = tuple(dict.fromkeys(left))
 
     def fields(
-        self, served_model: msgspec.Raw, most_output: int = USUAL_MAX_TOKENS, untold: Collection[str] = ()
+        self,
+        served_model: msgspec.Raw,
+        most_output: int = USUAL_MAX_TOKENS,
+        untold: Collection[str] = (),
+        *,
+        signs: bool = False,
     ) -> Fields:
         """Of the body for a backend that calls the model so.
 
         `most_output`: tokens of an answer, where the client says nothing. `untold`: of `THOUGHTS`, which it refuses.
+        `signs`: it wants the signatures of its calls back, which others may refuse.
         """
         made: Fields = {"model": served_model, **self._made}
         if self.unlimited:
             made["max_tokens"] = msgspec.Raw(b"%d" % most_output)
-        if self.thinks and untold:
+        if (self.thinks and untold) or (self._signed and not signs):
             turns = [{name: turn[name] for name in turn if name not in untold} for turn in self._turns]
-            made["messages"] = msgspec.Raw(encode(turns))
+            made["messages"] = msgspec.Raw(encode(turns if signs else list(map(_unsigned_turn, turns))))
         return made
 
     def headers(self, given: Headers) -> Headers:
@@ -136,6 +144,12 @@ class Turned:
     def writer(self, facts: AnswerFacts) -> Writer:
         """For one answer."""
         return WRITERS[self.endpoint](self._asked, facts)
+
+
+def _unsigned_turn(turn: Json) -> Json:
+    if not turn.get("tool_calls"):
+        return turn
+    return {**turn, "tool_calls": [{name: one[name] for name in one if name != EXTRA} for one in turn["tool_calls"]]}
 
 
 def failed_stream(endpoint: str, ident: str, message: str, body: bytes) -> bytes:
