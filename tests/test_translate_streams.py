@@ -315,6 +315,8 @@ def test_an_error_before_a_streams_first_event_is_one_that_clients_read() -> Non
     assert [event["sequence_number"] for event in events] == [0, 1, 2]
     assert events[-1]["response"]["error"]["message"] == "no memory"
     assert within_stream(MESSAGES, "i", 200, b'{\n"content": []}') == b'data: { "content": []}\n\n'
+    events_of_its_own = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+    assert within_stream(MESSAGES, "i", 200, events_of_its_own) == events_of_its_own
 
 
 @pytest.mark.parametrize("endpoint", [MESSAGES, RESPONSES, CHAT])

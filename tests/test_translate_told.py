@@ -191,6 +191,29 @@ def test_thoughts_among_the_parts_of_a_content_are_thoughts() -> None:
     ]
 
 
+@pytest.mark.parametrize("endpoint", [MESSAGES, RESPONSES])
+def test_a_whole_answer_in_place_of_a_stream_is_told_as_one(endpoint: str) -> None:
+    """As of servers that heed no `stream` beside tools: a client of events would read nothing at all."""
+    calls = [{**CALL, "id": "a", "index": 0}, {**CALL, "id": "b", "index": 0}]
+    message = {"content": "Hello", "reasoning_content": "hm", "tool_calls": calls}
+    answer = {"model": "m", "choices": [{"message": message, "finish_reason": "tool_calls"}]}
+    fields: Json = {"messages": [HI], "max_tokens": 9} if endpoint == MESSAGES else {"input": "hi"}
+    turned = Turned(endpoint, CHAT, raw({"model": "public", "stream": True, **fields}))
+    tap = turned_tap(tap_for(CHAT, b"identity", streams=False, drop_usage=False), turned, "i", 5, 200)
+    told = data_of(tap.feed(json.dumps(answer).encode()) + tap.rest())
+    if endpoint == MESSAGES:
+        begun = [one["content_block"] for one in told if one["type"] == "content_block_start"]
+        assert [(one["type"], one.get("id")) for one in begun] == [
+            ("thinking", None), ("text", None), ("tool_use", "a"), ("tool_use", "b"),
+        ]  # fmt: skip
+        assert told[-1]["type"] == "message_stop"
+    else:
+        assert [one["type"] for one in told[-1]["response"]["output"]] == [
+            "reasoning", "message", "function_call", "function_call",
+        ]  # fmt: skip
+        assert [one.get("arguments") for one in told[-1]["response"]["output"]][2:] == ['{"a":1}'] * 2
+
+
 SIGNATURE = "CiQB+/xyz0123AbC4A=="
 
 

@@ -93,16 +93,14 @@ class Leg:
         """What its tap still held at its end."""
         self.scrub: Scrub | None = None
         self.kept = Kept() if keep else None
-        self.begun = self._settled = self._judged = False
+        self.begun = self._settled = self._judged = self._streams = self._reads_why = False
+        """`_reads_why`: nobody else is left, and what it says is no answer, only the reason."""
         self.retry_s: float | None = None
         self._opening: Opening | None = None
         self._length = -1
         """Bytes of its body as its head says, -1 when it does not."""
-        self._streams = self._reads_why = False
-        """Nobody else is left, and what it says is no answer, only the reason."""
         view = lane.view
-        self.running = view.running
-        self.ttft_factor, self.tpot_factor = view.ttft_factor, view.tpot_factor
+        self.running, self.ttft_factor, self.tpot_factor = view.running, view.ttft_factor, view.tpot_factor
         self.ahead = int(asked.prompt_tokens(lane.lengths.bytes_per_token(forward.client.name)))
         self._size = self.ahead + int(forward.ask.output_tokens / 2)
         lane.began(self.ahead, self._size)
@@ -150,6 +148,7 @@ class Leg:
         drops = streams and not asked.wants_usage and asked.streams and endpoint in WANTS_USAGE and turned is None
         tap = tap_for(endpoint, coding, streams=streams, drop_usage=drops)
         self.tap = tap if turned is None else turned_tap(tap, turned, self._forward.id, self.ahead, status)
+        self.head = self.head if turned is None else turned.answered(self.head, status)
         self._opening = Opening(
             asked.fields,
             streams=streams,
