@@ -533,10 +533,11 @@ def test_errors_of_a_backend_come_in_the_clients_words(world: World, stream: boo
 
 
 def test_an_answer_that_cannot_be_translated_is_none(world: World) -> None:
-    status, told, answer = ask(world, {**ASKED, "max_tokens": 79}, MESSAGES)
-    assert status == 502
-    assert json.loads(answer)["type"] == "error"
-    assert record(world, told)["error"].startswith("error: the answer cannot be translated")
+    for stream in (False, True):
+        status, told, answer = ask(world, {**ASKED, "max_tokens": 79, "stream": stream}, MESSAGES)
+        assert (status, told["content-type"]) == (502, "application/json")
+        assert json.loads(answer)["type"] == "error"
+        assert record(world, told)["error"].startswith("error: the answer cannot be translated")
 
 
 def test_what_a_chat_server_has_no_words_for_goes_to_one_that_speaks_responses(world: World) -> None:

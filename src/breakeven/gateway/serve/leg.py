@@ -35,6 +35,7 @@ from breakeven.wire.message import Headers, Responder, Trouble
 KEPT_BACK = frozenset((b"set-cookie", b"server", b"alt-svc", b"strict-transport-security", b"content-length"))
 """Headers of an answer that are between the gateway and the backend."""
 EVENTS, JSON, HTML = b"event-stream", b"json", b"html"  # parts of content types of streams, and of what is none
+TOLD_AS = ((b"content-type", b"application/json"),)
 KEEP_ALIVE_NS = 10 * 10**9
 """A client whose backend sends signs of life and nothing else hears one of ours this often."""
 
@@ -342,9 +343,9 @@ class Leg:
         """The client gets what is left of its answer: all of it where it came in one piece."""
         forward = self._forward
         if self.single is not None:
-            headers = [header for header in self.head if header[0] not in KEPT_BACK]
             # What could not be translated is no answer, whatever it was called.
-            status = 502 if self._failing else self.status
+            status, head = (502, TOLD_AS) if self._failing else (self.status, self.head)
+            headers = [header for header in head if header[0] not in KEPT_BACK]
             forward.responder.respond(status, headers + self._told(), self.single + self.held)
             return
         if held := self.held:
