@@ -417,6 +417,13 @@ def test_a_proxy_for_a_url_without_tls_is_refused_at_once(tmp_path: Path) -> Non
     assert parse_url(f"https://model.example/v1#m@{file}").dialect.proxy == "http://proxy.example:3128"
 
 
+def test_a_server_that_is_not_behind_its_socket_is_told_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("socket: away.sock\n")
+    with pytest.raises(UserError, match=r"cannot be reached through .*away\.sock \("):
+        connect(f"http://127.0.0.1:1/v1#m@{file}")
+
+
 def test_an_agent_of_ones_own_goes_in_the_place_of_ours() -> None:
     spoken = Dialect(headers={"user-agent": "mine/1", "x-team": "a"})
     backend = Backend("http://127.0.0.1:1", "m", None, {}, None, None, spoken=spoken)
