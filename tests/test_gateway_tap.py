@@ -333,6 +333,29 @@ def test_thoughts_that_never_came_make_no_stream_fast(thoughts: int, texts: int,
     assert tpot_of(leg) == pytest.approx(2.0 / (tokens - 1))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_thoughts_of_anthropics_models_are_of_the_time_in_which_they_are_shown(shown: bool) -> None:
+    """Where they are left out they took their time before the first token."""
+    said = [("text_delta", "text")] * 50
+    said = [*([("thinking_delta", "thinking")] * 20 if shown else []), *said]
+    events: list[dict[str, object]] = [
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "signature_delta", "signature": "s"}},
+        *({"type": "content_block_delta", "index": 1, "delta": {"type": kind, name: "word "}} for kind, name in said),
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "max_tokens"},
+            "usage": {"output_tokens": 1050, "output_tokens_details": {"thinking_tokens": 1000}},
+        },
+        {"type": "message_stop"},
+    ]
+    tap = StreamTap("/v1/messages", drop_usage=False)
+    through(tap, [b"data: " + json.dumps(event).encode() + b"\n\n" for event in events])
+    assert (tap.counted.thoughts, tap.counted.thinks_aloud, tap.finish) == (1000, shown, "max_tokens")
+    leg = SimpleNamespace(tap=tap, first_ns=10**9, said_ns=3 * 10**9)
+    assert tpot_of(leg) == pytest.approx(2.0 / ((1050 if shown else 50) - 1))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("usage", "output", "thoughts"),
     [

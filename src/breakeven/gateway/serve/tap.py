@@ -27,10 +27,11 @@ from breakeven.gateway.serve.usage import (
     finish_of,
     is_document,
     parts_bytes,
+    thinks_aloud,
     tokens_of,
     usage_of,
 )
-from breakeven.wire.meaning import StreamEvent, event_kind, is_ping, kind_of, mended, thinks
+from breakeven.wire.meaning import StreamEvent, event_kind, is_ping, kind_of, mended
 from breakeven.wire.sse import SseCutter, fields_of
 
 _MOST_HELD = 64 * 1024
@@ -41,8 +42,7 @@ _MOST_INFLATED = 64 * 2**20
 """Of a compressed answer; what is beyond is not read, and charged by the bytes that came."""
 _INFLATED_AT_ONCE = 256 * 1024
 _PLAIN_A_BYTE, _LINES_A_BYTE, _FREE_LINES, _MOST_MEMBERS = 64, 4, 4096, 1000  # more is made to keep us busy
-_ALIKE_BYTES = 4
-"""Events whose frames differ by no more are made alike."""
+_ALIKE_BYTES = 4  # events whose frames differ by no more are made alike
 _TAKEN_APART, _TAKEN_AS_ALIKE = 3, 250
 """So many in a row show how events are made, then so many are measured by their length; and anew."""
 _CHOICES = ("/v1/chat/completions", "/v1/completions")
@@ -208,7 +208,7 @@ class StreamTap:
         """An event of output: how many answers it brings on, and how much text."""
         choices = found.choices
         if not self.events:
-            self.counted.thinks_aloud = thinks(choices) or "reasoning_text" in str(found.type)
+            self.counted.thinks_aloud = thinks_aloud(found)
         if choices:
             sizes = [size for choice in choices if (size := choice_bytes(choice, whole=not self.events)) >= 0]
             self.events += len(sizes)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from breakeven.wire.meaning import EventChoice, StreamEvent
+from breakeven.wire.meaning import EventChoice, StreamEvent, thinks
 
 MOST_TOKENS = 10**8
 """Counts beyond, or below 0, are no counts: budgets are computed with them."""
@@ -194,7 +194,16 @@ def finish_of(event: StreamEvent) -> str:
     for choice in event.choices or ():
         if choice.finish_reason:
             return str(choice.finish_reason)[:_LONGEST_REASON]
+    if isinstance(event.delta, dict) and (reason := event.delta.get("stop_reason")):
+        return str(reason)[:_LONGEST_REASON]
     return event.type if event.type in ENDS else ""
+
+
+def thinks_aloud(event: StreamEvent) -> bool:
+    """Whether an event brings thoughts in words."""
+    delta = event.delta
+    spoken = "reasoning_text" in str(event.type) or (isinstance(delta, dict) and bool(delta.get("thinking")))
+    return spoken or thinks(event.choices)
 
 
 class _Holder(msgspec.Struct):
