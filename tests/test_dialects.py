@@ -29,7 +29,7 @@ from breakeven.engines.backend import Backend
 from breakeven.engines.openai_url import connect, parse_url
 from breakeven.errors import UserError
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
-from breakeven.gateway.serve.speech import KNOWN_S, Speech, forget_former, remembered
+from breakeven.gateway.serve.speech import KNOWN_S, Speech, forget_former, recall, remembered
 from breakeven.gateway.shared.block import Shape, SharedBlock
 from breakeven.measure.bodies import prepare_bodies
 from breakeven.measure.events import RequestDone
@@ -194,6 +194,7 @@ def test_fields_are_dropped_renamed_and_added_and_what_a_request_says_itself_sta
         (400, [{"error": {"message": 'Unknown name "seed": Cannot find field.'}}], "seed"),
         (400, {"error": {"message": "Additional properties are not allowed ('seed' was unexpected)"}}, "seed"),
         (400, {"error": {"message": "unrecognized argument: seed"}}, "seed"),
+        (400, {"error": "Argument not supported on this model: seed"}, "seed"),
         (400, {"error": {"message": "unrecognized: ['stream_options', 'seed']"}}, "seed"),
         (400, {"error": {"message": "it is unknown", "param": "stream_options", "code": 400}}, "stream_options"),
         # Of a field with parts the part is meant, but for what the field is for.
@@ -253,6 +254,19 @@ PYDANTIC = [{"type": "extra_forbidden", "loc": ["body", "metadata"], "msg": "Ext
 def test_a_name_is_unknown_only_by_a_servers_own_words(body: object, unknown: bool) -> None:
     raw = body if isinstance(body, str) else json.dumps(body)
     assert calls_unknown(raw.encode(), "reasoning") == unknown
+
+
+def test_a_client_that_gives_a_field_by_both_its_names_teaches_nothing() -> None:
+    """Else the next client's one name would be made the other, which the server may not know."""
+    both = ("model", "max_tokens", "max_completion_tokens")
+    for words in (
+        "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.",
+        "max_tokens and max_completion_tokens are mutually exclusive; both are not supported",
+    ):
+        assert lesson_of(400, json.dumps({"error": {"message": words}}).encode(), both) is None
+    only = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    refusal = json.dumps({"error": {"message": only, "param": "max_tokens", "code": "unsupported_parameter"}}).encode()
+    assert lesson_of(400, refusal, both) == Lesson("max_tokens", "max_completion_tokens")
 
 
 def test_a_clients_own_field_is_left_out_only_where_its_answer_stays_what_it_asked_for() -> None:
@@ -401,6 +415,13 @@ def test_a_proxy_for_a_url_without_tls_is_refused_at_once(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"mine\.yaml: proxy: opens a way to https:// alone"):
         parse_url(f"http://model.example/v1#m@{file}")
     assert parse_url(f"https://model.example/v1#m@{file}").dialect.proxy == "http://proxy.example:3128"
+
+
+def test_a_server_that_is_not_behind_its_socket_is_told_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("socket: away.sock\n")
+    with pytest.raises(UserError, match=r"cannot be reached through .*away\.sock \("):
+        connect(f"http://127.0.0.1:1/v1#m@{file}")
 
 
 def test_an_agent_of_ones_own_goes_in_the_place_of_ours() -> None:
@@ -614,6 +635,26 @@ def test_what_a_server_taught_holds_for_a_day_and_over_reloads_that_leave_it_as_
     block.now_s = lambda: now_s  # type: ignore[method-assign]
     speech = Speech(plan, 0, block)
     assert (speech.dialect.body, speech.most_output, speech.untold) == ({}, 32_000, frozenset()), "that was yesterday"
+
+
+def test_a_reload_that_fails_leaves_what_was_taught_as_it_was() -> None:
+    block = SharedBlock(Shape(workers=3, backends=2, keys=1, models=1, experiments=1))
+    plan = BackendPlan(name="one", url="http://127.0.0.1:1/v1")
+    speech = Speech(plan, 0, block)
+    speech.learn([Lesson("seed")])
+    speech.writes_at_most(8192)
+    speech.refuses(frozenset({"reasoning"}))
+    known = list(block.known.mine(0))
+    new = replace(plan, max_output=20_000)
+    came = GatewayPlan(path=None, backends=(new, replace(plan, name="two")))
+    former = forget_former(came, block, {"one": 0, "two": 1})
+    assert speech.untold == frozenset(), "it is not asked as those say that were to come"
+    Speech(new, 0, block).writes_at_most(100)
+    recall(former, block)
+    assert list(block.known.mine(0)) == known
+    assert (speech.dialect.body, speech.most_output, speech.untold) == (
+        {"seed": "drop"}, 8192, frozenset({"reasoning"}),
+    )  # fmt: skip
 
 
 def test_what_one_thing_teaches_makes_nothing_old_new() -> None:

@@ -75,7 +75,7 @@ class Asked:
 
     def __init__(self, sink: Sink, body: bytes) -> None:
         self.sink, self.body = sink, json.loads(body)
-        self.sent_ns, self.over, self.waiting_body = 1, False, True
+        self.sent_ns, self.over, self.waiting_body, self.by_close = 1, False, True, False
 
     def cancel(self) -> None:
         self.over = True

@@ -234,6 +234,15 @@ def test_a_page_that_is_named_may_ask_and_read(world: World) -> None:
     assert told["access-control-allow-private-network"] == "true"
 
 
+def test_a_page_may_read_what_the_edge_refuses(world: World) -> None:
+    running, _, _ = world
+    for page, told in ((PAGE, True), (OTHER, False)):
+        lines = f"host: 127.0.0.1:{running.port}\r\norigin: {page}\r\ncontent-length: {10**12}\r\n\r\n"
+        answer = running.raw(f"POST {CHAT} HTTP/1.1\r\n{lines}".encode()).lower()
+        assert b" 413 " in answer.partition(b"\r\n")[0]
+        assert (f"access-control-allow-origin: {page}\r\n".encode() in answer) is told
+
+
 def test_no_other_page_may(world: World) -> None:
     running, _, secret = world
     for page in (OTHER, "null", f"{PAGE}.evil.example", f"{PAGE}:444", "http://chat.example.org"):
@@ -524,10 +533,11 @@ def test_errors_of_a_backend_come_in_the_clients_words(world: World, stream: boo
 
 
 def test_an_answer_that_cannot_be_translated_is_none(world: World) -> None:
-    status, told, answer = ask(world, {**ASKED, "max_tokens": 79}, MESSAGES)
-    assert status == 502
-    assert json.loads(answer)["type"] == "error"
-    assert record(world, told)["error"].startswith("error: the answer cannot be translated")
+    for stream in (False, True):
+        status, told, answer = ask(world, {**ASKED, "max_tokens": 79, "stream": stream}, MESSAGES)
+        assert (status, told["content-type"]) == (502, "application/json")
+        assert json.loads(answer)["type"] == "error"
+        assert record(world, told)["error"].startswith("error: the answer cannot be translated")
 
 
 def test_what_a_chat_server_has_no_words_for_goes_to_one_that_speaks_responses(world: World) -> None:

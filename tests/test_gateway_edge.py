@@ -381,6 +381,41 @@ def test_a_last_answer_arrives_though_the_client_is_still_sending(loop: Loop) ->
     on(loop, work)
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"Content-Length: 1001\r\n\r\n", 413),
+        (b"Transfer-Encoding: chunked\r\n\r\n3e9\r\n" + b"x" * 1001 + b"\r\n", 413),
+        (b"A: " + b"a" * 3000 + b"\r\n\r\n", 431),
+        (b"A: " + b"a" * 3000, 431),
+        (b"a:\r\n" * 300 + b"\r\n", 431),
+        (b"Content-Encoding: br\r\nContent-Length: 9\r\n\r\n", 415),
+        (b"Expect: x\r\n\r\n", 417),
+        (b"Content-Length: 9\r\n\r\nx", 408),
+        (b"Content-Len", 408),
+    ],
+)
+def test_a_page_may_read_what_is_refused_before_it_is_a_request(loop: Loop, sent: bytes, status: int) -> None:
+    """Else a browser tells its page of a network that failed, and not why."""
+
+    def shared_with(origin: bytes) -> list[tuple[bytes, bytes]]:
+        return [(b"access-control-allow-origin", origin)] if origin == b"https://a.example" else []
+
+    async def work() -> None:
+        async with serving(never, body_bytes=1000, header_bytes=2000, read_s=0.3) as (server, port):
+            server.shared_with = shared_with
+            for page, told in ((b"https://a.example", b"https://a.example"), (b"https://b.example", None)):
+                head = b"POST / HTTP/1.1\r\n" + HOST + b"Origin: " + page + b"\r\n"
+                found = replies(await talk(port, head + sent))[0]
+                assert (found.status, found.headers.get(b"access-control-allow-origin")) == (status, told)
+                assert found.whole
+                assert json.loads(found.body)["error"]["message"]
+            bare = replies(await talk(port, b"POST / HTTP/1.1\r\n" + HOST + sent))[0]
+            assert (bare.status, b"access-control-allow-origin" in bare.headers) == (status, False)
+
+    on(loop, work)
+
+
 def test_slow_requests_get_408(loop: Loop) -> None:
     post = b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 9\r\n\r\n"
 

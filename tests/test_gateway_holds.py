@@ -14,8 +14,11 @@ from shutil import which
 from typing import Any
 
 import pytest
-from chaos_server import ChaosServer
+from chaos_server import ChaosServer, ScriptedRequest
 from gateway_serve_fixtures import PATIENCE_S, Gateway, Listener, ask, question, serving, wait, write_plan
+
+from breakeven.wire.behaviours import whole
+from breakeven.wire.playing import Scene
 
 TROUBLED = """
 import os, signal, time
@@ -160,6 +163,32 @@ def test_where_the_system_refuses_a_process_the_others_go_on(gateway: Gateway, b
     assert gateway.state()["missing"] == 0
     _served(gateway)
     assert "Traceback" not in gateway.said
+
+
+def test_a_reload_that_is_taken_back_leaves_what_a_backend_taught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another `max_output` is another server's to those that were to come, and they did not come."""
+    monkeypatch.chdir(tmp_path)
+    refusal = whole(b'{"error": {"message": "unrecognized argument: seed"}}', status=400)
+
+    def step(asked: ScriptedRequest) -> str | Scene:
+        return refusal if "seed" in asked.fields else "ok"
+
+    with ChaosServer(step) as server:
+        plan = {**_plan(server.url), "workers": 1}
+        with serving(tmp_path, plan, python=("-c", TROUBLED)) as running:
+            assert ask(running.url, question("first", "one", seed=1)).status == 200
+            assert ["seed" in json.loads(body) for body in server.seen.bodies] == [True, False]
+            plan["backends"] = [{**plan["backends"][0], "max_output": 9999}]
+            write_plan(running.directory / "gateway.yaml", plan)
+            left = tmp_path / "forks-left"
+            left.write_text("1")  # enough to read the file, and not for a worker
+            running.signal(signal.SIGHUP)
+            running.wait_said("not reloaded")
+            left.unlink()
+            assert ask(running.url, question("second", "one", seed=1)).status == 200
+            assert ["seed" in json.loads(body) for body in server.seen.bodies] == [True, False, False]
 
 
 def test_a_pipe_as_file_is_refused_and_a_disk_that_hangs_is_left(gateway: Gateway, backend: ChaosServer) -> None:

@@ -222,7 +222,7 @@ class Sender:
         self.ask, self.client = new_ask(CHAT, self.asked, 10.0), Client(None, 0)
         self.endpoint, self.headers, self.query, self.early, self.answer = CHAT, (), "", False, None
         self.responder = self.exchange = self
-        self.waiting_body = False
+        self.waiting_body = self.by_close = False
         self.did: list[object] = []
 
     def told(self, lane: Lane | None) -> list[tuple[bytes, bytes]]:

@@ -164,6 +164,11 @@ def test_every_default_of_the_form_is_that_of_the_plan(tmp_path: Path) -> None:
         ({"backends__0__query": ["a"]}, "backends.0.query", "names with values"),
         ({"backends__0__body": {"seed": "remove"}}, "backends.0.body.seed", "found 'remove', it must be drop, {rename"),
         ({"backends__0__body": {"model": "drop"}}, "backends.0.body.model", "which every request says itself"),
+        (
+            {"backends__0__body": {"seed": "drop"}, "backends__0__endpoints": ["/v1/messages"]},
+            "backends.0.body",
+            "and its endpoints have neither",
+        ),
         ({"backends__0__headers": {"Host": "x"}}, "backends.0.headers.Host", "leave it out"),
         ({"backends__0__headers": {"authorization": "x"}}, "backends.0.headers.authorization", "is where the key goes"),
         ({"backends__0__key_header": "a b"}, "backends.0.key_header", "such as api-key"),

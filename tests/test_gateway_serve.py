@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ AFTER = ["reset_mid_body", "close_mid_body", "stall_mid_body", "truncate", "garb
 _ERROR = b'{"error": {"message": "CUDA out of memory at 10.0.0.7", "code": 500}}'
 _ROLE = event(b'{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}')
 _STOP = event(b'{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}')
-_NAMED = ("late", "spoofs", "fails-late", "declines", "mute", "busy", "half")
+_NAMED = ("late", "spoofs", "fails-late", "declines", "mute", "busy", "half", "dies", "closes")
 LATE_S = 0.4
 _LIFE = chunk(b": PROCESSING\n\n")
 _STREAMS = head(200, "content-type: text/event-stream", "transfer-encoding: chunked")
@@ -62,6 +63,13 @@ def _odd(question: ScriptedRequest) -> Scene:
         return CONTENT["engine_error"](question)
     if question.model == "half":
         return played(question, [*events(question)[:1], b'data: {"choices": [{"te'])
+    if question.model in ("dies", "closes"):
+        # Without a length or chunks an answer ends where its connection does: within it, or behind its end.
+        made = b"".join(events(question)[: 3 if question.model == "dies" else None])
+        if not question.stream:
+            made = document(question)[: -9 if question.model == "dies" else None]
+        kind = "text/event-stream" if question.stream else "application/json"
+        return Scene([head(200, f"content-type: {kind}", "connection: close") + made], then="close")
     if question.model == "busy":
         return _refused(429, question)
     if question.model == "declines":
@@ -373,6 +381,24 @@ def test_a_stream_that_ends_within_an_event_is_cut_for_its_client_too(house: Hou
     answer = ask(house.gateway.url, question("half", "half", stream=True))
     assert (answer.status, answer.whole) == (200, False)
     assert house.gateway.record(answer.id).attempts[0].outcome == "cut"
+
+
+def test_a_stream_that_ends_with_its_connection_must_say_that_it_ends(house: House) -> None:
+    """Else a backend that dies looks like one that is done, to its client and to its breaker."""
+    before = house.gateway.backend("dies")["errors"]
+    answer = ask(house.gateway.url, question("dies", "dies", stream=True))
+    assert (answer.status, answer.whole, b"[DONE]" in answer.body) == (200, False, False)
+    record = house.gateway.record(answer.id)
+    assert (record.attempts[0].outcome, record.error) == ("cut", "cut: the answer ends without saying so")
+    assert house.gateway.backend("dies")["errors"] == before + 1
+    answer = ask(house.gateway.url, question("closes", "closes", stream=True))
+    assert (answer.status, answer.whole, answer.body.endswith(DONE)) == (200, True, True)
+    assert house.gateway.record(answer.id).attempts[0].outcome == "answered"
+    # A document has its own end: half of one under a length of ours would look whole.
+    with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+        ask(house.gateway.url, question("dies", "dies"))
+    answer = ask(house.gateway.url, question("closes", "closes"))
+    assert (answer.status, answer.json["object"]) == (200, "chat.completion")
 
 
 def test_an_error_that_is_the_clients_own_goes_to_it_and_counts_against_nobody(house: House) -> None:

@@ -187,6 +187,50 @@ def test_a_stream_that_ends_within_an_event_is_known(left: int, ended: bool, dro
 
 
 @pytest.mark.parametrize(
+    ("endpoint", "last", "done"),
+    [
+        (CHAT, b"", False),
+        (CHAT, b"data: [DONE]\n\n", True),
+        (CHAT, b"data:[DONE]", True),
+        (CHAT, chunk("", "stop") + b"\n\n", True),
+        (CHAT, b'data: {"choices": [], "usage": {"completion_tokens": 3}}\n\n', False),
+        (CHAT, b'data: {"error": {"message": "away"}}\n\n', True),
+        ("/v1/messages", b'data: {"type": "content_block_stop", "index": 0}\n\n', False),
+        ("/v1/messages", b'event: message_stop\ndata: {"type": "message_stop"}\n\n', True),
+        ("/v1/audio/speech", b"", True),
+    ],
+)
+def test_whether_a_stream_says_that_it_ends(endpoint: str, last: bytes, done: bool) -> None:
+    """How those of other endpoints end is not known."""
+    tap = StreamTap(endpoint, drop_usage=False)
+    through(tap, [(chunk("a") + b"\n\n") * 9, last])
+    assert tap.done is done
+    packed = tap_for(endpoint, b"gzip", streams=True, drop_usage=False)
+    packed.feed(gzip.compress((chunk("a") + b"\n\n") * 9 + last))
+    packed.rest()
+    assert packed.done is done
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "done"),
+    [
+        (CHAT, b'{"choices":[{"message":{"content":"a"}}]}', True),
+        (CHAT, b'{"choices":[{"message":{"content":"a"}', False),
+        (CHAT, b"", False),
+        ("/v1/rerank", b'[{"index":0,"score":0.5}]', True),
+        ("/v1/rerank", b'[{"index":0,"score":0.5}', False),
+        ("/v1/audio/speech", b"\xff\xfb\x90", True),
+        (CHAT, b'{"choices":[{"message":{"content":"' + b"a" * 2**21, True),  # too long to be looked at
+    ],
+)
+def test_whether_a_document_is_one_to_its_end(endpoint: str, body: bytes, done: bool) -> None:
+    tap = tap_for(endpoint, b"identity", streams=False, drop_usage=False)
+    tap.feed(body)
+    tap.rest()
+    assert tap.done is done
+
+
+@pytest.mark.parametrize(
     "bomb",
     [
         gzip.compress((chunk("a") + b"\n\n") * 500_000),
@@ -289,6 +333,29 @@ def test_thoughts_that_never_came_make_no_stream_fast(thoughts: int, texts: int,
     assert tpot_of(leg) == pytest.approx(2.0 / (tokens - 1))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_thoughts_of_anthropics_models_are_of_the_time_in_which_they_are_shown(shown: bool) -> None:
+    """Where they are left out they took their time before the first token."""
+    said = [("text_delta", "text")] * 50
+    said = [*([("thinking_delta", "thinking")] * 20 if shown else []), *said]
+    events: list[dict[str, object]] = [
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "signature_delta", "signature": "s"}},
+        *({"type": "content_block_delta", "index": 1, "delta": {"type": kind, name: "word "}} for kind, name in said),
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "max_tokens"},
+            "usage": {"output_tokens": 1050, "output_tokens_details": {"thinking_tokens": 1000}},
+        },
+        {"type": "message_stop"},
+    ]
+    tap = StreamTap("/v1/messages", drop_usage=False)
+    through(tap, [b"data: " + json.dumps(event).encode() + b"\n\n" for event in events])
+    assert (tap.counted.thoughts, tap.counted.thinks_aloud, tap.finish) == (1000, shown, "max_tokens")
+    leg = SimpleNamespace(tap=tap, first_ns=10**9, said_ns=3 * 10**9)
+    assert tpot_of(leg) == pytest.approx(2.0 / ((1050 if shown else 50) - 1))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("usage", "output", "thoughts"),
     [
@@ -306,6 +373,9 @@ def test_thoughts_that_never_came_make_no_stream_fast(thoughts: int, texts: int,
             2809,
         ),
         ({"prompt_tokens": 3379, "completion_tokens": 12, "total_tokens": 3459}, 80, 68),
+        # SGLang's words, and Anthropic's.
+        ({"prompt_tokens": 5, "completion_tokens": 9, "total_tokens": 14, "reasoning_tokens": 4}, 9, 4),
+        ({"input_tokens": 5, "output_tokens": 9, "output_tokens_details": {"thinking_tokens": 4}}, 9, 4),
         # What is not told in full is taken as it stands.
         ({"prompt_tokens": 0, "completion_tokens": 3, "total_tokens": 15}, 3, 0),
         ({"completion_tokens": 3, "total_tokens": 15}, 3, 0),

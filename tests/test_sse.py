@@ -445,6 +445,9 @@ KINDS = {
         said(error="out of memory"),
         said(error={"message": "m"}, choices=[{"delta": {"content": ""}, "finish_reason": "error"}]),
         chat("error", content=""),
+        chat("abort"),  # vLLM and SGLang
+        chat("network_error", content="a"),  # z.ai
+        chat("insufficient_system_resource", content=""),  # DeepSeek
         said(object="error", message="Engine failed", code=500),
         said(type="error", error={"type": "overloaded_error", "message": "Overloaded"}),
         said(type="error", code="server_error", message="m"),
@@ -536,6 +539,9 @@ def test_what_a_status_says() -> None:
         (b'{"type": "error", "error": {"type": "overloaded_error"}}', "error"),
         (b'{"detail":"Not Found"}', "error"),
         (b'{"choices":[{"message":{"content":"a"},"finish_reason":"error","error":{"code":502}}]}', "error"),
+        (b'{"choices":[{"message":{"content":"half"},"finish_reason":"abort"}]}', "error"),
+        (b'{"choices":[{"message":{"content":"say \\"abort\\""},"finish_reason":"stop"}]}', "content"),
+        (b'{"choices":[{"message":{"content":"a"},"finish_reason":{"type":"abort"}}]}', "content"),
         (b'{"choices": [], "usage": {"prompt_tokens": 1}}', "empty"),
         (b'{"success":false,"errors":[{"code":1}],"result":null}', "empty"),
         (b"{}", "empty"),

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from breakeven.gateway.plan.reach import LOCAL_ENDPOINTS
 from breakeven.gateway.serve.ask import body_of
-from breakeven.gateway.serve.speech import told_of
 from breakeven.gateway.translate.chat import chat_to_messages
 from breakeven.gateway.translate.messages_asked import messages_to_chat
 from breakeven.gateway.translate.messages_told import MessageWriter
@@ -27,7 +26,7 @@ from breakeven.gateway.translate.said import (
     CannotTranslateError,
     Json,
 )
-from breakeven.gateway.translate.table import Turned, way_to
+from breakeven.gateway.translate.table import Turned, told_of, way_to
 from tests.translate_fixtures import COUNTS, FACTS, HI, YES, arguments, data_of, names, raw, texts, written
 
 PICTURE = "data:image/png;base64,AAAA"
@@ -197,6 +196,7 @@ REFUSED: list[tuple[Callable[[Json, list[str]], Json], Json, str]] = [
      "input.0.content.0.type 'input_image' by an id"),
     (chat_to_messages, {"messages": [], "n": 2}, "n above 1"),
     (chat_to_messages, {"messages": [], "logprobs": True}, "logprobs"),
+    (chat_to_messages, {"messages": [], "web_search_options": {}}, "web_search_options"),
     (chat_to_messages, {"messages": [], "temperature": 1.5}, "temperature above 1"),
     (chat_to_messages, {"messages": [], "response_format": {"type": "json_object"}}, "response_format.type"),
     (chat_to_messages, {"messages": [{"role": "function", "content": "x"}]}, "messages.0.role 'function'"),
@@ -365,6 +365,40 @@ def test_what_claude_code_is_billed_by_is_no_part_of_the_prompt() -> None:
 def test_a_system_text_behind_that_stays(system: str, kept: str) -> None:
     chat = messages_to_chat({"max_tokens": 1, "system": system, "messages": [HI]}, [])
     assert chat["messages"][0] == {"role": "system", "content": kept}
+
+
+@pytest.mark.parametrize(
+    ("mode", "names", "left", "choice"),
+    [
+        ("auto", ["f"], ["f"], {"type": "auto"}),
+        ("required", ["g", "f"], ["f", "g"], {"type": "any"}),
+        ("auto", ["h"], None, None),
+        ("required", ["h"], "tool_choice", None),
+    ],
+)
+def test_tools_that_a_chat_may_not_call_are_not_offered(
+    mode: str, names: list[str], left: list[str] | str | None, choice: Json | None
+) -> None:
+    tools = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in "fg"]
+    allowed = {"mode": mode, "tools": [{"type": "function", "function": {"name": name}} for name in names]}
+    asked = {"messages": [], "tools": tools, "tool_choice": {"type": "allowed_tools", "allowed_tools": allowed}}
+    if isinstance(left, str):
+        with pytest.raises(CannotTranslateError, match=left):
+            chat_to_messages(asked, [])
+        return
+    made = chat_to_messages(asked, [])
+    assert made.get("tool_choice") == choice
+    assert [tool["name"] for tool in made.get("tools", [])] == (left or [])
+
+
+def test_citations_that_nobody_will_make_are_named() -> None:
+    source = {"type": "text", "media_type": "text/plain", "data": "Grass is green."}
+    for citations, named in (({"enabled": True}, ["citations"]), ({"enabled": False}, []), (None, [])):
+        left: list[str] = []
+        block = {"type": "document", "source": source, "citations": citations}
+        made = messages_to_chat({"messages": [{"role": "user", "content": [block, block]}]}, left)
+        assert sorted(set(left)) == named
+        assert made["messages"][0]["content"][0]["text"] == "Grass is green."
 
 
 def test_sources_of_a_search_that_is_left_out_are_left_out_with_it() -> None:

@@ -22,9 +22,8 @@ from breakeven.gateway.translate.said import (
     AnswerPart,
     AnswerSaid,
     Json,
-    StreamTurner,
 )
-from breakeven.gateway.translate.table import WRITERS, Turned, failed_stream, turned_tap, within_stream
+from breakeven.gateway.translate.table import WRITERS, StreamTurner, Turned, failed_stream, turned_tap, within_stream
 from breakeven.wire.sse import event as event_bytes
 from breakeven.wire.sse import events_of, split_events
 from tests.translate_fixtures import CALL, COUNTS, FACTS, arguments, data_of, joined, names, texts, written
@@ -316,6 +315,8 @@ def test_an_error_before_a_streams_first_event_is_one_that_clients_read() -> Non
     assert [event["sequence_number"] for event in events] == [0, 1, 2]
     assert events[-1]["response"]["error"]["message"] == "no memory"
     assert within_stream(MESSAGES, "i", 200, b'{\n"content": []}') == b'data: { "content": []}\n\n'
+    events_of_its_own = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+    assert within_stream(MESSAGES, "i", 200, events_of_its_own) == events_of_its_own
 
 
 @pytest.mark.parametrize("endpoint", [MESSAGES, RESPONSES, CHAT])

@@ -269,6 +269,27 @@ async def test_hidden_thoughts_are_of_the_tokens_asked_for_and_not_of_those_that
 
 
 @on_both_loops
+async def test_a_cached_prompt_is_noted_in_whatever_words_it_is_told() -> None:
+    """Else a bench of a cache looks like one of a model."""
+    for told in (b'"prompt_tokens_details":{"cached_tokens":4}', b'"prompt_cache_hit_tokens":4', b'"cached_tokens":4'):
+        done = await answer_to(stream_of(2, b'"completion_tokens":2,' + told))
+        assert done.usage is not None
+        assert (done.usage.cached_tokens, done.anomalies) == (4, ["prompt_cached"]), told
+    for told in (b'"prompt_tokens_details":null', b'"prompt_tokens_details":{"cached_tokens":"many"}'):
+        done = await answer_to(stream_of(2, b'"completion_tokens":2,' + told))
+        assert done.usage is not None
+        assert (done.usage.cached_tokens, done.anomalies) == (None, []), told
+
+
+@on_both_loops
+async def test_an_answer_that_its_server_broke_off_is_none() -> None:
+    for reason in (b"abort", b"network_error", b"insufficient_system_resource"):
+        answer = stream_of(3, b'"completion_tokens":3').replace(b'"stop"', b'"%s"' % reason)
+        done = await answer_to(answer)
+        assert (done.error, done.detail) == ("refused", "the engine reports: broken off"), reason
+
+
+@on_both_loops
 async def test_a_server_that_counts_nothing_is_measured_by_its_pieces() -> None:
     done = await answer_to(stream_of(8, b'"completion_tokens":0'), ignore_eos=True)
     assert (done.error, done.output_tokens, done.anomalies) == (None, 8, ["no_usage"])

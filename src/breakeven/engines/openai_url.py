@@ -296,8 +296,11 @@ def _ask(backend: Backend, path: str, fields: dict[str, Any] | None, timeout_s: 
     except ValueError:
         raise UserError(f"{where} does not answer with JSON; is this an OpenAI-compatible server?") from None
     except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise UserError(f"{where} cannot be reached ({reason}); check the address and that the server runs") from None
+        reason, spoken = getattr(error, "reason", None) or error, backend.dialect
+        way = f" through {spoken.socket or spoken.proxy}" if spoken.socket or spoken.proxy else ""
+        raise UserError(
+            f"{where} cannot be reached{way} ({reason}); check the address and that the server runs"
+        ) from None
 
 
 def _is_stream(body: bytes) -> bool:

@@ -16,7 +16,7 @@ from typing import Protocol, cast
 
 from breakeven.wire.answer import LINES, HttpAnswer
 from breakeven.wire.bounds import Bounds, Crowds, HeldBodies, neighbours
-from breakeven.wire.message import HeldBytes, Judge, Refused, Request, error_body
+from breakeven.wire.message import Headers, HeldBytes, Judge, Refused, Request, error_body
 from breakeven.wire.reader import Reader
 
 _log = logging.getLogger("breakeven.gateway.edge")
@@ -32,10 +32,14 @@ _LEAST_TAKEN = 1 << 12
 
 
 class Keeper(Protocol):
-    """What a connection needs of its server. `under_way`: requests whose answer has not ended."""
+    """What a connection needs of its server. `under_way`: requests whose answer has not ended.
+
+    `shared_with`: headers of answers that a page of this origin may read.
+    """
 
     handler: Callable[[Request, HttpAnswer], None]
     judge: Judge | None
+    shared_with: Callable[[bytes], Headers]
     limits: Bounds
     bodies: HeldBodies
     crowds: Crowds
@@ -168,7 +172,7 @@ class ServerConnection(asyncio.Protocol):
             self._reading_paused = False
             self._transport.resume_reading()
         if reader.failure is not None:
-            self.refuse(reader.failure)
+            self.refuse(reader.failure, reader.origin)
         elif reader.waits:
             reader.waits = False
             if not reader.body_begun:
@@ -254,13 +258,14 @@ class ServerConnection(asyncio.Protocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._transport.abort()
 
-    def refuse(self, refused: Refused) -> None:
-        """Answer for the server itself, and close."""
+    def refuse(self, refused: Refused, origin: bytes | None = None) -> None:
+        """Answer for the server itself, and close. `origin`: the page that asked."""
         self._deaf = True
         body = error_body(refused.status, refused.message, code=refused.code)
         retry = b"retry-after: %d\r\n" % refused.retry_s if refused.retry_s else b""
+        shared = b"".join(b"%b: %b\r\n" % pair for pair in (() if origin is None else self.server.shared_with(origin)))
         rest = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.send(LINES[refused.status] + self.server.date_line + retry + rest + body)
+        self.send(LINES[refused.status] + self.server.date_line + retry + shared + rest + body)
         self._linger()
 
     def _linger(self) -> None:

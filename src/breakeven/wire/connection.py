@@ -60,12 +60,12 @@ class Exchange:
     """One request under way. Ends once: by `end`, `trouble` or `cancel`, whichever is first; then its sink is let go.
 
     `sent_ns` 0: not sent yet. `heard_ns`: when it last moved on: issued, sent, or bytes came. `sent_twice`: its first
-    connection was just being closed. `failure`: what broke its connection, where something did.
+    connection was just being closed. `failure`: what broke its connection. `by_close`: its answer had no other end.
     """
 
     __slots__ = (
-        "body", "client", "connection", "failure", "first_byte_ns", "head", "head_only", "heard_ns", "idle_ns",
-        "issued_ns", "limit_bytes", "over", "paused", "sent_ns", "sent_twice", "sink", "task", "total_ns",
+        "body", "by_close", "client", "connection", "failure", "first_byte_ns", "head", "head_only", "heard_ns",
+        "idle_ns", "issued_ns", "limit_bytes", "over", "paused", "sent_ns", "sent_twice", "sink", "task", "total_ns",
         "waiting_body",
     )  # fmt: skip
 
@@ -78,7 +78,7 @@ class Exchange:
         self.connection: ClientConnection | None = None
         self.task: asyncio.Task[None] | None = None
         self.failure: BaseException | None = None
-        self.over = self.paused = self.head_only = self.sent_twice = False
+        self.over = self.paused = self.head_only = self.sent_twice = self.by_close = False
         self.waiting_body = True
 
     def cancel(self) -> None:
@@ -178,8 +178,7 @@ class ClientConnection(asyncio.Protocol):
         self._status = self._fed_bytes = self._body_bytes = self._unseen = 0
         self._heard = self._framed = self._interim = self._complete = self._keep = False
         self._head_done = self._head_told = False
-        self._length = -1
-        self._odd = ""
+        self._length, self._odd = -1, ""
         if self._pieces:
             self._pieces = []
 
@@ -344,7 +343,8 @@ class ClientConnection(asyncio.Protocol):
             exchange.sent_twice = True
             self._client.send_again(exchange, self)
         elif exc is None and self._head_told and not self._framed:
-            exchange.end(keep=False)  # a body without a length lasts until the connection ends
+            exchange.by_close = True  # a body without a length lasts until the connection ends
+            exchange.end(keep=False)
         else:
             exchange.failure = exc
             if self._body_bytes:

@@ -43,6 +43,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     asked; `listed_as`: what that list puts before their names. `token_ids`: it takes a prompt as a list of them.
     `tokenize`: what POST /tokenize is asked, None where there is none. `several_usages`: its streams tell them more
     than once. `keeps_connections`: False where it promises to keep a connection and closes it right after a stream.
+    `signs_calls`: calls of tools come with a signature, and must go back with it.
 
     `owned_by`: what its list of models says. `like`: whose dialect it is but for what it says itself. `metrics_at`: the
     path of its metrics on its host; empty: `/metrics` below its address. `source`: where all this was read.
@@ -70,6 +71,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: dict[str, bool] = {}
     several_usages: bool = False
     keeps_connections: bool = True
+    signs_calls: bool = False
     seeds: bool = True
     bars_ends: bool = False
     extra_fields: bool = True

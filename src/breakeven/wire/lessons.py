@@ -83,9 +83,12 @@ _MOST_WORDS = 64
 
 _UNKNOWN = re.compile(
     r"extra_forbidden|extra (?:inputs?|fields?|parameters?)|unrecogni[sz]ed|unsupported(?![_ ]value)|unknown|unexpected"
-    r"|(?:is|are) not supported|does(?: not|n't) support|no longer supported|cannot find field|use '?\w+'? instead",
+    r"|(?:is|are|argument) not supported|does(?: not|n't) support|no longer supported|cannot find field"
+    r"|use '?\w+'? instead",
     re.IGNORECASE,
 )
+_TOGETHER = re.compile(r"at the same time|\bboth\b|mutually exclusive", re.IGNORECASE)
+"""Of two names of one field, which a client gave at once: neither is unknown."""
 _NOT_TAKEN = re.compile(rf"{_UNKNOWN.pattern}|remove|not (?:allowed|permitted)", re.IGNORECASE)
 """DeepSeek (before V3.2) asks to remove thoughts. Of fields, which have everyday names, these say too little."""
 _REPEATED = ("input", "body", "failed_generation")
@@ -116,7 +119,7 @@ def lesson_of(status: int, body: bytes, sent: Collection[str], *, clients: bool 
     for name in named:
         for lesson in LESSONS:
             if lesson.field == name and name in sent and not (clients and lesson.alters):
-                return lesson
+                return None if lesson.instead in sent and _TOGETHER.search(text) else lesson
     return None
 
 

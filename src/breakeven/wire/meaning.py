@@ -99,8 +99,10 @@ _FAILED_TYPES = frozenset(("error", "response.failed", "response.error"))
 _FINISH_TYPES = frozenset(("message_stop", "response.completed", "response.incomplete", "response.cancelled"))
 _MUTE_KEYS = frozenset(("type", "index", "role", "status", "object", "annotations", "logprobs", "signature"))
 """Of parts of a content: what they hold is no output."""
-_DEEPEST = 6
-"""Content nests: an output has items, an item parts, a part text."""
+_DEEPEST = 6  # an output has items, an item parts, a part text
+BROKEN_OFF = ("error", "abort", "aborted", "network_error", "insufficient_system_resource")
+"""Reasons to end that are failures: OpenRouter's and Mistral's, vLLM's and SGLang's, z.ai's, DeepSeek's."""
+_FAILURES = tuple(b'"%b"' % word.encode() for word in BROKEN_OFF)
 
 
 class EventDelta(msgspec.Struct, gc=False):
@@ -147,7 +149,6 @@ class StreamEvent(msgspec.Struct, gc=False):
 
 class _Response(msgspec.Struct, gc=False):
     output: Any = None
-    error: Any = None
 
 
 _decode = msgspec.json.Decoder(StreamEvent).decode
@@ -196,6 +197,8 @@ def kind_of(event: StreamEvent) -> Kind:
     if choices:
         finish: Any = None
         for choice in choices:
+            if choice.finish_reason and choice.finish_reason in BROKEN_OFF:
+                return "error"
             delta = choice.delta or choice.message
             if delta is None:
                 if choice.text:
@@ -203,9 +206,7 @@ def kind_of(event: StreamEvent) -> Kind:
             elif (type(delta.content) is str and delta.content) or _brings(delta):
                 return "content"
             finish = choice.finish_reason or finish
-        if finish:
-            return "error" if finish == "error" else "finish"
-        return "empty"
+        return "finish" if finish else "empty"
     if event.object == "error":
         return "error"
     if isinstance(event.type, str):
@@ -312,18 +313,22 @@ class _Body(msgspec.Struct, gc=False):
 _decode_body = msgspec.json.Decoder(_Body).decode
 
 
+def may_fail(body: bytes) -> bool:
+    """Whether a word of a failure stands in an answer in one piece: quotes within a text are written otherwise."""
+    return any(word in body for word in _FAILURES)
+
+
 def body_kind(body: bytes) -> Literal["content", "error", "empty", "unread"]:
     """What an answer in one piece is, its status being below 300. Never raises.
 
-    It is taken apart only where the word "error", or no word that an answer is made of, stands in it: quotes within a
-    text are written otherwise.
+    It is taken apart only where it `may_fail`, or no word that an answer is made of stands in it.
     """
     if not body.strip():
         return "empty"
     if any(word in body for word in _NO_CHOICES):
         return "error" if b'"error"' in body and _told_error(body) else "empty"
     own = any(word in body for word in _OWN_WORDS)
-    if own and b'"error"' not in body:
+    if own and not may_fail(body):
         return "content"
     told = _told_error(body, alone=not own)
     if told is None:
@@ -340,22 +345,18 @@ def _told_error(body: bytes, alone: bool = False) -> bool | None:
     if told.error or "error" in (told.object, told.type):
         return True
     if isinstance(told.choices, list) and told.choices:
-        # OpenRouter: of an answer that its backend broke off.
-        return all(isinstance(one, dict) and one.get("finish_reason") == "error" for one in told.choices)
+        return all(isinstance(one, dict) and one.get("finish_reason") in BROKEN_OFF for one in told.choices)
     return alone and (isinstance(told.message, str) or bool(told.detail))
 
 
-_SAID_CHARS = 200
-
-
-def error_text(data: bytes, most: int = _SAID_CHARS) -> str:
+def error_text(data: bytes, most: int = 200) -> str:
     """What an error event or body says in words, for a log: one line, printable, at most `most` characters."""
     try:
         told = _decode_body(data)
     except _UNREADABLE:
         text = data.decode(errors="replace")
     else:
-        found = told.error or told.message or told.detail or told.type or ""
+        found = told.error or told.message or told.detail or told.type or ("broken off" if told.choices else "")
         while isinstance(found, dict):
             found = found.get("message") or found.get("error") or found.get("type") or str(found)
         text = str(found)
@@ -387,9 +388,8 @@ def asked_wait_s(headers: Headers, unix_s: float) -> float | None:
 
 def _number(value: bytes) -> float | None:
     text = value.strip()
-    if not text or len(text) > _LONGEST_NUMBER or not text.replace(b".", b"", 1).isdigit():
-        return None
-    return float(text)
+    good = 0 < len(text) <= _LONGEST_NUMBER and text.replace(b".", b"", 1).isdigit()
+    return float(text) if good else None
 
 
 def _date_s(value: bytes) -> float | None:

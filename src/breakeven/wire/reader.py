@@ -46,14 +46,14 @@ class Reader:
     `ahead`: requests, each with whether the connection is kept after it and whether it is HTTP/1.0. `begun_ns`: when
     the first byte of a request that is not whole yet came; 0: none is arriving. `waits`: its body comes after "100
     Continue". `dropping`: it is answered already. `full`: after `ahead` nothing more is read. `failure`: what to
-    answer, after `ahead`, before closing.
+    answer, after `ahead`, before closing; `origin`: the page that asked so, as far as its head came.
     """
 
     __slots__ = (
         "_bodies", "_body", "_extra", "_fed", "_headers", "_in_body", "_judge", "_late", "_limits",
         "_method", "_mixed", "_parser", "_peer", "_received_ns", "_request", "_same_read", "_share", "_size",
         "_trailers", "_unpacker", "_url", "_version", "_watched", "ahead", "begun_ns", "dropping", "failure", "full",
-        "waits",
+        "origin", "waits",
     )  # fmt: skip
 
     def __init__(self, limits: Bounds, peer: str, bodies: HeldBodies | None = None, judge: Judge | None = None) -> None:
@@ -64,6 +64,7 @@ class Reader:
         self.ahead: deque[tuple[Request, bool, bool]] = deque()
         self.begun_ns = self._received_ns = self._fed = 0
         self.failure: Refused | None = None
+        self.origin: bytes | None = None
         self.waits = self._mixed = self._late = self.full = self._same_read = False
         self._share: BodyShare | None = None
         self._next()
@@ -122,6 +123,7 @@ class Reader:
     def fail(self, refused: Refused) -> None:
         """Take nothing more."""
         self.failure = refused
+        self.origin = next((value for name, value in self._headers if name == b"origin"), None)
         self.begun_ns = 0
         self._free()
         self._next()

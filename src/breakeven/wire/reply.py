@@ -50,31 +50,31 @@ class ServerTimings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 # gc=False: none of these can be part of a cycle, and the collector has less to look at.
-class _CachedTokens(msgspec.Struct, gc=False):
-    cached_tokens: int | float | None = None
-
-
 class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int | float | None = None
     completion_tokens: int | float | None = None
-    prompt_tokens_details: _CachedTokens | None = None
+    prompt_tokens_details: Any = None
     completion_tokens_details: Any = None
     total_tokens: Any = None
+    prompt_cache_hit_tokens: Any = None
+    cached_tokens: Any = None
 
     def told(self) -> Usage | None:
         """What it says, None where it is no count of a completion."""
         prompt, output = _count(self.prompt_tokens), _count(self.completion_tokens)
         if prompt is None or output is None:
             return None
-        details = self.prompt_tokens_details
         parts, total = self.completion_tokens_details, _count(self.total_tokens)
         thoughts = _count(parts.get("reasoning_tokens")) if isinstance(parts, dict) else None
+        details = self.prompt_tokens_details
+        inner = details.get("cached_tokens") if isinstance(details, dict) else None
+        others = (self.prompt_cache_hit_tokens, self.cached_tokens)  # DeepSeek's words, Moonshot's
         # xAI and Gemini count thoughts beside the rest of an answer: their total alone holds both.
         beside = max(0, total - prompt - output) if total and prompt else 0
         return Usage(
             prompt_tokens=prompt,
             completion_tokens=output + beside,
-            cached_tokens=_count(details.cached_tokens) if details else None,
+            cached_tokens=next((count for one in (inner, *others) if (count := _count(one)) is not None), None),
             thought_tokens=max(thoughts or 0, beside) if beside or thoughts is not None else None,
         )
 

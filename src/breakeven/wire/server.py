@@ -14,7 +14,7 @@ from breakeven.wire.accepted import ServerConnection
 from breakeven.wire.answer import HttpAnswer
 from breakeven.wire.bounds import Bounds, Crowds, HeldBodies, Lookout, ServerLimits
 from breakeven.wire.listen import BACKLOG
-from breakeven.wire.message import Judge, Refused, Request
+from breakeven.wire.message import Headers, Judge, Refused, Request
 from breakeven.wire.tls import TlsConnection
 
 _S = 1_000_000_000
@@ -28,7 +28,8 @@ _RESTED_NS = _S // 2
 class HttpServer:
     """Speaks HTTP/1.1 with clients and calls `handler` for each whole request. To be used on one loop.
 
-    `judge` says of a head whether the body behind it is to be kept. `under_way`: requests whose answer has not ended.
+    `judge` says of a head whether the body behind it is to be kept. `shared_with`: headers by which a page of this
+    origin may read what the server refuses by itself. `under_way`: requests whose answer has not ended.
     """
 
     def __init__(
@@ -36,10 +37,11 @@ class HttpServer:
         handler: Callable[[Request, HttpAnswer], None],
         limits: Bounds | None = None,
         judge: Judge | None = None,
+        shared_with: Callable[[bytes], Headers] = lambda _: (),
     ) -> None:
         """Opens nothing yet."""
         limits = limits or ServerLimits()
-        self.handler, self.limits, self.judge = handler, limits, judge
+        self.handler, self.limits, self.judge, self.shared_with = handler, limits, judge, shared_with
         waits = (limits.read_s, limits.idle_s, limits.write_s, min(limits.unasked_s, limits.idle_s))
         self.read_ns, self.idle_ns, self.write_ns, self.unasked_ns = (round(seconds * _S) for seconds in waits)
         self.bodies = HeldBodies(max(limits.bodies_bytes, limits.body_bytes))

@@ -130,6 +130,11 @@ def _check_backend(place: str, plan: BackendPlan, environ: Mapping[str, str]) ->
         )
     if (wrong := at_odds(plan.spoken)) is not None:
         raise UserError(f"{place}.{wrong[0]}: {wrong[1]}")
+    if plan.body and not set(plan.endpoints) & set(USUAL_ENDPOINTS):
+        raise UserError(
+            f"{place}.body: is for {' and '.join(USUAL_ENDPOINTS)}, and its endpoints have neither, so nothing would "
+            "come of it; leave it out"
+        )
     _check_way(place, plan)
     if plan.experts is not None:
         _check_experts(place, plan, plan.experts)

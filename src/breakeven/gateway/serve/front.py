@@ -135,16 +135,21 @@ class Front:
 
         _whole(responder, work)
 
-    def _is_preflight(self, request: Request, responder: Responder) -> bool:
-        """Whether a browser asks what a page may do (CORS); whatever is answered to such a page says that it may."""
-        origin = request.header(b"origin")
-        if origin is None or not (self._any_page or origin.lower() in self._cors):
-            return False
-        shared: Headers = [
+    def shared_with(self, origin: bytes) -> Headers:
+        """Headers by which a page may read an answer (CORS); none where no page of this origin may."""
+        if not (self._cors and (self._any_page or origin.lower() in self._cors)):
+            return ()
+        return (
             (b"access-control-allow-origin", origin),
             (b"vary", b"origin"),
             (b"access-control-expose-headers", _READABLE),
-        ]
+        )
+
+    def _is_preflight(self, request: Request, responder: Responder) -> bool:
+        """Whether a browser asks what a page may do; whatever is answered to one that may says that it may."""
+        origin = request.header(b"origin")
+        if origin is None or not (shared := self.shared_with(origin)):
+            return False
         responder.also = shared
         if request.method != "OPTIONS" or request.header(b"access-control-request-method") is None:
             return False

@@ -35,6 +35,7 @@ from breakeven.wire.message import Headers, Responder, Trouble
 KEPT_BACK = frozenset((b"set-cookie", b"server", b"alt-svc", b"strict-transport-security", b"content-length"))
 """Headers of an answer that are between the gateway and the backend."""
 EVENTS, JSON, HTML = b"event-stream", b"json", b"html"  # parts of content types of streams, and of what is none
+TOLD_AS = ((b"content-type", b"application/json"),)
 KEEP_ALIVE_NS = 10 * 10**9
 """A client whose backend sends signs of life and nothing else hears one of ours this often."""
 
@@ -85,26 +86,22 @@ class Leg:
         self.question = Question(lane.speech, lane.model_raw, forward, lane.view.way(forward.endpoint))
         self.exchange: Exchange | None = None
         self.head: Headers = ()
-        self.status = 0
-        self.first_ns = self.last_ns = self.said_ns = 0
-        self.outcome = ""
+        self.status = self.first_ns = self.last_ns = self.said_ns = 0
+        self.outcome = self.nothing = self._failing = ""
         self.single: bytes | None = None
         """The whole answer where it came in one piece: one write to the client, when its end is known to be good."""
         self.held = b""
         """What its tap still held at its end."""
         self.scrub: Scrub | None = None
         self.kept = Kept() if keep else None
-        self.begun = self._settled = self._judged = False
+        self.begun = self._settled = self._judged = self._streams = self._reads_why = False
+        """`_reads_why`: nobody else is left, and what it says is no answer, only the reason."""
         self.retry_s: float | None = None
         self._opening: Opening | None = None
         self._length = -1
         """Bytes of its body as its head says, -1 when it does not."""
-        self._streams = self._reads_why = False
-        """Nobody else is left, and what it says is no answer, only the reason."""
-        self.nothing = self._failing = ""
         view = lane.view
-        self.running = view.running
-        self.ttft_factor, self.tpot_factor = view.ttft_factor, view.tpot_factor
+        self.running, self.ttft_factor, self.tpot_factor = view.running, view.ttft_factor, view.tpot_factor
         self.ahead = int(asked.prompt_tokens(lane.lengths.bytes_per_token(forward.client.name)))
         self._size = self.ahead + int(forward.ask.output_tokens / 2)
         lane.began(self.ahead, self._size)
@@ -152,6 +149,7 @@ class Leg:
         drops = streams and not asked.wants_usage and asked.streams and endpoint in WANTS_USAGE and turned is None
         tap = tap_for(endpoint, coding, streams=streams, drop_usage=drops)
         self.tap = tap if turned is None else turned_tap(tap, turned, self._forward.id, self.ahead, status)
+        self.head = self.head if turned is None else turned.answered(self.head, status)
         self._opening = Opening(
             asked.fields,
             streams=streams,
@@ -271,8 +269,10 @@ class Leg:
         self.held += self.tap.rest()
         if self.single is not None and self.tap.error is not None:
             self._failing = error_text(self.tap.error)
-        if self.tap.half and not self._failing:
-            self._course.trouble(self, "cut", "the stream ends within an event")
+        # A backend that dies closes its connection too: where that is all that ends an answer, the answer must say so.
+        unsaid = self.status < 300 and self.exchange is not None and self.exchange.by_close and not self.tap.done
+        if (how := "within an event" if self.tap.half else "without saying so" if unsaid else "") and not self._failing:
+            self._course.trouble(self, "cut", f"the answer ends {how}")
             return
         self._course.whole(self, failing=self._failing, nothing=self.nothing)
 
@@ -343,9 +343,9 @@ class Leg:
         """The client gets what is left of its answer: all of it where it came in one piece."""
         forward = self._forward
         if self.single is not None:
-            headers = [header for header in self.head if header[0] not in KEPT_BACK]
             # What could not be translated is no answer, whatever it was called.
-            status = 502 if self._failing else self.status
+            status, head = (502, TOLD_AS) if self._failing else (self.status, self.head)
+            headers = [header for header in head if header[0] not in KEPT_BACK]
             forward.responder.respond(status, headers + self._told(), self.single + self.held)
             return
         if held := self.held:

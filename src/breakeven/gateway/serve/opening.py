@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from breakeven.wire.meaning import ELSEWHERE, Kind, Standing, body_kind, error_text, event_kind, standing
+from breakeven.wire.meaning import ELSEWHERE, Kind, Standing, body_kind, error_text, event_kind, may_fail, standing
 from breakeven.wire.message import Headers
 from breakeven.wire.sse import SseCutter, fields_of
 
@@ -36,6 +36,8 @@ _WRONG_KEY = re.compile(
     re.IGNORECASE,
 )
 """What servers say of a key that answer 400 where others answer 401 (xAI, Gemini)."""
+_FILTERED = re.compile(rb'content_filter|"(?:finish|stop)_reason"\s*:\s*"(?:refusal|sensitive)"')
+"""OpenAI's and Azure's word, Anthropic's, z.ai's."""
 First = Literal["", "content", "declined", "error", "empty", "none"]
 """What an answer says first.
 
@@ -116,7 +118,7 @@ class Opening:
         # A document in place of a stream is an answer all the same, where no type said that it would be one.
         if self._cutter is not None and not body.lstrip().startswith(b"{"):
             return "none"
-        if b'"error"' not in body and (_USUAL[0] in body or _USUAL[1] in body):
+        if (_USUAL[0] in body or _USUAL[1] in body) and not may_fail(body):
             return "content"
         kind = body_kind(body)
         if kind == "error":
@@ -156,7 +158,7 @@ class Opening:
             return "content"
         if kind == "finish":
             # A filter's word is an answer, and would be given anywhere.
-            return "declined" if data and b"content_filter" in data else "empty"
+            return "declined" if data and _FILTERED.search(data) else "empty"
         # A comment, a ping, a role, an empty delta and counts say nothing yet.
         return "none" if kind == "done" else ""
 

@@ -79,7 +79,7 @@ async def _serve(
     handing = None if looked_at is None else Handing(looked_at)
     desk = Desk(plan, loaded.speeds, rows, block, worker, loaded.keys, log, handing)
     front = Front(desk)
-    edge = HttpServer(front.handle, plan.limits, front.judge)
+    edge = HttpServer(front.handle, plan.limits, front.judge, front.shared_with)
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
     supervisor = os.getppid()

@@ -20,14 +20,14 @@ from zlib import crc32
 
 import msgspec
 
-from breakeven.errors import UserError, printable
+from breakeven.errors import UserError
 from breakeven.gateway.plan.model import BackendPlan, GatewayPlan
 from breakeven.gateway.plan.reach import ENDPOINTS
 from breakeven.gateway.serve.ask import WANTS_USAGE, Asked, body_of, fields_for, form_for, raw
 from breakeven.gateway.shared.block import SharedBlock
 from breakeven.gateway.shared.layout import LESSONS_TAUGHT, MOST_WRITTEN, TAUGHT_BY, TAUGHT_S, UNTOLD
 from breakeven.gateway.translate.chat import SMALL_MAX_TOKENS, USUAL_MAX_TOKENS
-from breakeven.gateway.translate.table import THOUGHTS, Fields, Turned
+from breakeven.gateway.translate.table import THOUGHTS, Fields, Turned, told_of
 from breakeven.hardware.system import cache_home
 from breakeven.wire.dialects import Dialect
 from breakeven.wire.lessons import (
@@ -46,10 +46,9 @@ from breakeven.wire.target import endpoint_at, split_base
 CHAT = "/v1/chat/completions"
 KNOWN_S = 86_400.0
 """A server may have been replaced by one that takes more: after this a lesson is learned anew, by one request."""
-LEFT_OUT = b"x-breakeven-left-out"
-"""Header that names fields of a client's body that its backend does not take and was not sent."""
 _MOST_BYTES = 1 << 20
 _TAUGHT = (LESSONS_TAUGHT, MOST_WRITTEN, UNTOLD)
+_OF_SERVER = (*_TAUGHT, TAUGHT_S, TAUGHT_BY)
 _READ = 1 << 16
 """Bytes of a refusal that are looked through for a limit."""
 _TOO_MANY = re.compile(rb"max_tokens: (\d{1,9}) > (\d{1,9})")
@@ -219,10 +218,9 @@ class Question:
         self._fields: Fields = {}
         self._left_out: list[str] = []
         self._lessons: tuple[Lesson, ...] = ()
-        self._doubted = False
         self._most, self._untold = (0, frozenset[str]()) if turned is None else (speech.most_output, speech.untold)
         self._knew = self._untold
-        self._lowered = False
+        self._lowered = self._doubted = False
         self._fits: int | None = None
         """Tokens of an answer for which there is room behind this prompt, where there are fewer."""
         self.adds: Mapping[str, msgspec.Raw] = {}
@@ -232,7 +230,8 @@ class Question:
         """As it goes out now."""
         asked, endpoint = self._asked, self.endpoint
         if self.turned is not None:
-            fields = self.turned.fields(self._model, self._fits or self._most, self._untold)
+            most, signs = self._fits or self._most, self._speech.dialect.signs_calls
+            fields = self.turned.fields(self._model, most, self._untold, signs=signs)
             if self.adds:
                 fields = {**fields, **self.adds}
             own = [name for name in asked.fields if name in fields]
@@ -294,10 +293,9 @@ class Question:
             self._doubted = self._doubted or b"\\u" in sent or _TOO_MANY.search(sent) is not None
             return True
         told = _NO_SPACE.search(refusal)
+        most = SMALL_MAX_TOKENS if _ABOUT_LENGTH.search(refusal) else 0
         if told and int(told[2]) == asked:
             most = int(told[3]) - int(told[1])
-        else:
-            most = SMALL_MAX_TOKENS if _ABOUT_LENGTH.search(refusal) else 0
         if not 0 < most < asked:
             return False
         self._fits = most
@@ -324,14 +322,6 @@ class Question:
     def told(self) -> list[tuple[bytes, bytes]]:
         """What the client is told of it."""
         return told_of(self.turned, self._left_out)
-
-
-def told_of(turned: Turned | None, left_out: Iterable[str]) -> list[tuple[bytes, bytes]]:
-    """Headers that say in which API a backend was asked, where not in the client's, and what it was not told."""
-    headers = [] if turned is None else [(b"x-breakeven-translated", turned.way.encode())]
-    if left := [*(() if turned is None else turned.left), *left_out]:
-        headers.append((LEFT_OUT, printable(", ".join(left)[:400]).encode("ascii", "replace")))
-    return headers
 
 
 class _Memory(msgspec.Struct):
@@ -389,11 +379,22 @@ def whose(plan: BackendPlan) -> int:
     return crc32(repr((_name(plan), plan.local, plan.max_output)).encode()) or 1
 
 
-def forget_former(plan: GatewayPlan, block: SharedBlock, rows: Mapping[str, int]) -> None:
-    """What was taught by servers that others take the places of, by their names, is not true of these."""
+def forget_former(plan: GatewayPlan, block: SharedBlock, rows: Mapping[str, int]) -> dict[int, list[float]]:
+    """What was taught by servers that others take the places of, by their names, is not true of these.
+
+    Returns it by row, for `recall` where the others do not come.
+    """
+    former: dict[int, list[float]] = {}
     for backend in plan.backends:
         row, server = rows[backend.name], whose(backend)
         if block.known.get(0, row, TAUGHT_BY) != server:
-            for column in _TAUGHT:
-                block.known.put(0, row, column, 0.0)
-            block.known.put(0, row, TAUGHT_BY, server)
+            former[row] = [block.known.get(0, row, column) for column in _OF_SERVER]
+            recall({row: [*[0.0] * (len(_OF_SERVER) - 1), float(server)]}, block)
+    return former
+
+
+def recall(former: Mapping[int, list[float]], block: SharedBlock) -> None:
+    """As it was before `forget_former`."""
+    for row, values in former.items():
+        for column, value in zip(_OF_SERVER, values, strict=True):
+            block.known.put(0, row, column, value)

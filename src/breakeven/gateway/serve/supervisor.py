@@ -31,7 +31,7 @@ from breakeven.gateway.serve.loading import (
     send_news,
 )
 from breakeven.gateway.serve.processes import run_worker
-from breakeven.gateway.serve.speech import forget_former
+from breakeven.gateway.serve.speech import forget_former, recall
 from breakeven.gateway.serve.watcher import run_watcher
 from breakeven.gateway.shared.block import Shape, SharedBlock, Slots
 from breakeven.gateway.shared.layout import Global, Rows
@@ -315,7 +315,7 @@ class Supervisor:
                 return
             rows = self._name(loaded)
             prepare(loaded.plan, self.block, rows.backends)
-            forget_former(loaded.plan, self.block, rows.backends)
+            former = forget_former(loaded.plan, self.block, rows.backends)
         except Exception as error:  # a defect of ours must not end what serves
             self._not_reloaded(str(error) if isinstance(error, BreakevenError) else f"{type(error).__name__}: {error}")
             return
@@ -325,7 +325,7 @@ class Supervisor:
         self.generation += 1
         if not self._start_workers():
             self.loaded, self.rows = before
-            forget_former(self.loaded.plan, self.block, self.rows.backends)
+            recall(former, self.block)
             tls.use(used)
             for child in self.children.of.values():
                 if child.generation == self.generation:

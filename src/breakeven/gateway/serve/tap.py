@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from breakeven.gateway.serve.opening import WRITES
 from breakeven.gateway.serve.usage import (
     ENDS,
     UNREADABLE,
@@ -24,11 +25,13 @@ from breakeven.gateway.serve.usage import (
     choice_bytes,
     event_bytes,
     finish_of,
+    is_document,
     parts_bytes,
+    thinks_aloud,
     tokens_of,
     usage_of,
 )
-from breakeven.wire.meaning import StreamEvent, event_kind, is_ping, kind_of, mended, thinks
+from breakeven.wire.meaning import StreamEvent, event_kind, is_ping, kind_of, mended
 from breakeven.wire.sse import SseCutter, fields_of
 
 _MOST_HELD = 64 * 1024
@@ -39,8 +42,7 @@ _MOST_INFLATED = 64 * 2**20
 """Of a compressed answer; what is beyond is not read, and charged by the bytes that came."""
 _INFLATED_AT_ONCE = 256 * 1024
 _PLAIN_A_BYTE, _LINES_A_BYTE, _FREE_LINES, _MOST_MEMBERS = 64, 4, 4096, 1000  # more is made to keep us busy
-_ALIKE_BYTES = 4
-"""Events whose frames differ by no more are made alike."""
+_ALIKE_BYTES = 4  # events whose frames differ by no more are made alike
 _TAKEN_APART, _TAKEN_AS_ALIKE = 3, 250
 """So many in a row show how events are made, then so many are measured by their length; and anew."""
 _CHOICES = ("/v1/chat/completions", "/v1/completions")
@@ -52,11 +54,12 @@ _decode_body = msgspec.json.Decoder(WholeBody).decode
 class StreamTap:
     """Events of one stream. `events` counts those with output; `finish` is the reason it gave, else empty.
 
-    `error`: the data of its first error. `half`: it ended within an event, without a reason before.
+    `error`: the data of its first error. `half`: it ended within an event, without a reason before. `done`: it said
+    that it ends, whether with a reason or without.
     """
 
     __slots__ = (
-        "_apart", "_as_alike", "_choices", "_cutter", "_drop", "_frame", "_half_dropped", "_lines", "_long",
+        "_apart", "_as_alike", "_choices", "_cutter", "_drop", "_ended", "_frame", "_half_dropped", "_lines", "_long",
         "_long_counts", "_longs", "_mark", "_marked", "_start", "_text", "_told_events", "_told_text", "counted",
         "error", "events", "finish", "half",
     )  # fmt: skip
@@ -72,6 +75,7 @@ class StreamTap:
         self.finish = ""
         self.error: bytes | None = None
         self.half = False
+        self._ended = endpoint not in WRITES  # how others end is not known
         self._long: UsageScan | None = None
         self._longs = 0
         self._long_counts = False
@@ -79,6 +83,11 @@ class StreamTap:
         self._as_alike = self._apart = self._frame = self._lines = 0
         self._start = self._mark = b""
         self._marked = False
+
+    @property
+    def done(self) -> bool:
+        """Whether it said that it ends, an error among the ways to."""
+        return self._ended or bool(self.finish) or self.error is not None
 
     @property
     def output_tokens(self) -> int:
@@ -137,7 +146,10 @@ class StreamTap:
         if name == b"error":
             self.error = self.error or data or b"error"
             return True
-        if data is None or data.strip() == b"[DONE]" or is_ping(data, name):
+        if data is None or is_ping(data, name):
+            return True
+        if data.strip() == b"[DONE]":
+            self._ended = True
             return True
         try:
             found = _decode(data)
@@ -196,7 +208,7 @@ class StreamTap:
         """An event of output: how many answers it brings on, and how much text."""
         choices = found.choices
         if not self.events:
-            self.counted.thinks_aloud = thinks(choices) or "reasoning_text" in str(found.type)
+            self.counted.thinks_aloud = thinks_aloud(found)
         if choices:
             sizes = [size for choice in choices if (size := choice_bytes(choice, whole=not self.events)) >= 0]
             self.events += len(sizes)
@@ -248,13 +260,14 @@ class StreamTap:
 
 
 class WholeTap:
-    """An answer in one piece, read when it is whole; one that is too long for that, as it passes."""
+    """An answer in one piece, read when it is whole, else as it passes. `done`: it is no half of a document."""
 
-    __slots__ = ("_pieces", "_scan", "_size", "_text", "counted", "events", "finish")
+    __slots__ = ("_is_json", "_pieces", "_scan", "_size", "_text", "counted", "done", "events", "finish")
     error: bytes | None = None
     half = False
 
-    def __init__(self) -> None:
+    def __init__(self, endpoint: str = "") -> None:
+        self._is_json, self.done = endpoint in WRITES, True
         self._pieces: list[bytes] = []
         self._size = 0
         self._text = -1
@@ -292,6 +305,7 @@ class WholeTap:
             answer = _decode_body(body)
         except UNREADABLE:
             UsageScan(self.counted).feed(body)
+            self.done = not self._is_json or is_document(body)
             return b""
         if not self.counted.add(answer.usage):
             self._text = parts_bytes(answer.choices, answer.content, answer.output, answer.text)
@@ -302,7 +316,9 @@ class WholeTap:
 class CodedTap:
     """A compressed answer: its bytes pass as they are, and are read beside; a token a byte where they cannot be."""
 
-    __slots__ = ("_bare", "_inflate", "_inflated", "_lines", "_members", "_size", "_tap", "counted", "error", "half")
+    __slots__ = (
+        "_bare", "_inflate", "_inflated", "_lines", "_members", "_size", "_tap", "counted", "done", "error", "half",
+    )  # fmt: skip
 
     def __init__(self, tap: StreamTap | WholeTap, encoding: bytes) -> None:
         self._tap, self.counted = tap, tap.counted
@@ -311,7 +327,7 @@ class CodedTap:
         """It may come without the frame that it should have."""
         self._inflated = self._lines = self._members = self._size = 0
         self.error: bytes | None = None
-        self.half = False
+        self.half, self.done = False, True
 
     @property
     def events(self) -> int:
@@ -365,6 +381,7 @@ class CodedTap:
         """Nothing is held."""
         self._tap.rest()
         self.half = self._inflate is not None and self._tap.half
+        self.done = self._inflate is None or self._tap.done
         return b""
 
 
@@ -379,5 +396,5 @@ def tap_for(endpoint: str, coding: bytes, *, streams: bool, drop_usage: bool) ->
     `drop_usage`: the event of the usage is not for the client; from a compressed stream it cannot be taken out.
     """
     plain = coding in _PLAIN
-    tap = StreamTap(endpoint, drop_usage=drop_usage and plain) if streams else WholeTap()
+    tap = StreamTap(endpoint, drop_usage=drop_usage and plain) if streams else WholeTap(endpoint)
     return tap if plain else CodedTap(tap, coding)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from breakeven.wire.meaning import EventChoice, StreamEvent
+from breakeven.wire.meaning import EventChoice, StreamEvent, thinks
 
 MOST_TOKENS = 10**8
 """Counts beyond, or below 0, are no counts: budgets are computed with them."""
@@ -39,13 +39,15 @@ _decode = msgspec.json.Decoder().decode
 
 
 class Counted(msgspec.Struct):
-    """Tokens as the backend counted them; None: it did not say. Cached ones are part of the prompt's.
+    """Tokens as the backend counted them; None: it did not say. Cached ones are part of the prompt's, as are those
+    `written_tokens` that it put into its cache.
 
     `thoughts`: of the output, what it calls reasoning; `thinks_aloud`: the answer began with some, in words.
     """
 
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
+    written_tokens: int | None = None
     output_tokens: int | None = None
     thoughts: int = 0
     thinks_aloud: bool = False
@@ -56,16 +58,17 @@ class Counted(msgspec.Struct):
             return False
         prompt, output = _number(usage.get("prompt_tokens")), _number(usage.get("completion_tokens"))
         total = _number(usage.get("total_tokens"))
-        parts = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
-        thoughts = (_number(parts.get("reasoning_tokens")) or 0) if isinstance(parts, dict) else 0
+        thoughts = thoughts_of(usage) or 0
         details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
-        read = usage.get("cache_read_input_tokens")
-        if read is not None:
-            read = _number(read)
-        cached = _number(details.get("cached_tokens")) if isinstance(details, dict) else read
+        read = _number(usage.get("cache_read_input_tokens"))
+        written = _number(usage.get("cache_creation_input_tokens"))
+        cached = cached_of(usage)
+        cached = read if cached is None else cached
         if prompt is None and (prompt := _number(usage.get("input_tokens"))) is not None:
             # Anthropic counts what was read from a cache, or written to it, beside the rest.
-            prompt += (read or 0) + (_number(usage.get("cache_creation_input_tokens")) or 0)
+            prompt += (read or 0) + (written or 0)
+        if written is None and isinstance(details, dict):
+            written = _number(details.get("cache_write_tokens"))
         if output is None:
             output = _number(usage.get("output_tokens"))
         if prompt and output is not None and total is not None and (beside := total - prompt - output) > 0:
@@ -76,6 +79,8 @@ class Counted(msgspec.Struct):
             self.prompt_tokens = _more(self.prompt_tokens, prompt)
         if cached is not None:
             self.cached_tokens = _more(self.cached_tokens, cached)
+        if written is not None:
+            self.written_tokens = _more(self.written_tokens, written)
         if output is not None:
             self.output_tokens = _more(self.output_tokens, output)
         return bool(output)
@@ -88,6 +93,23 @@ def _number(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value <= MOST_TOKENS else None
 
 
+def thoughts_of(usage: dict[str, Any]) -> int | None:
+    """Tokens of an answer that a `usage` calls reasoning: OpenAI's words, Anthropic's, SGLang's."""
+    parts = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
+    if not isinstance(parts, dict):
+        parts = {}
+    told = (parts.get("reasoning_tokens"), parts.get("thinking_tokens"), usage.get("reasoning_tokens"))
+    return next((number for value in told if (number := _number(value)) is not None), None)
+
+
+def cached_of(usage: dict[str, Any]) -> int | None:
+    """Tokens of a prompt that a `usage` says a cache had: OpenAI's words, DeepSeek's, Moonshot's."""
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+    inner = details.get("cached_tokens") if isinstance(details, dict) else None
+    told = (inner, usage.get("prompt_cache_hit_tokens"), usage.get("cached_tokens"))
+    return next((number for value in told if (number := _number(value)) is not None), None)
+
+
 def _more(old: int | None, new: int | None) -> int | None:
     return old if new is None else new if old is None or new > old else old
 
@@ -95,6 +117,15 @@ def _more(old: int | None, new: int | None) -> int | None:
 def tokens_of(text_bytes: int) -> int:
     """What so much text is taken for where nobody counted it."""
     return -(-text_bytes // BYTES_PER_TOKEN)
+
+
+def is_document(body: bytes) -> bool:
+    """Whether it is JSON to its end."""
+    try:
+        _decode(body)
+    except UNREADABLE:
+        return False
+    return True
 
 
 def text_bytes(value: Any, depth: int = _DEEPEST) -> int:
@@ -163,7 +194,16 @@ def finish_of(event: StreamEvent) -> str:
     for choice in event.choices or ():
         if choice.finish_reason:
             return str(choice.finish_reason)[:_LONGEST_REASON]
+    if isinstance(event.delta, dict) and (reason := event.delta.get("stop_reason")):
+        return str(reason)[:_LONGEST_REASON]
     return event.type if event.type in ENDS else ""
+
+
+def thinks_aloud(event: StreamEvent) -> bool:
+    """Whether an event brings thoughts in words."""
+    delta = event.delta
+    spoken = "reasoning_text" in str(event.type) or (isinstance(delta, dict) and bool(delta.get("thinking")))
+    return spoken or thinks(event.choices)
 
 
 class _Holder(msgspec.Struct):

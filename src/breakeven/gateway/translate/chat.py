@@ -25,18 +25,20 @@ SMALL_MAX_TOKENS = 4096
 _THOUGHTS = ("reasoning_content", "reasoning")
 """Without their signature, which a chat has no place for, Anthropic's API refuses them."""
 _SAME = ("top_p", "top_k", "stream")
+_SEARCH = "web_search_options"
 _HINTS = (
     "seed", "verbosity", "service_tier", "store", "metadata", "prompt_cache_key", "safety_identifier",
     "reasoning_effort", "prompt_cache_retention",
 )  # fmt: skip
 _REFUSED = (
-    "logprobs", "top_logprobs", "logit_bias", "audio", "prediction", "web_search_options", "functions", "function_call",
+    "logprobs", "top_logprobs", "logit_bias", "audio", "prediction", "functions", "function_call",
     "frequency_penalty", "presence_penalty",
 )  # fmt: skip
 _READ = frozenset(
     (
-        *_SAME, *_HINTS, *_REFUSED, "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "stop",
-        "n", "tools", "tool_choice", "parallel_tool_calls", "user", "response_format", "modalities", "stream_options",
+        *_SAME, *_HINTS, *_REFUSED, _SEARCH, "model", "messages", "max_tokens", "max_completion_tokens", "temperature",
+        "stop", "n", "tools", "tool_choice", "parallel_tool_calls", "user", "response_format", "modalities",
+        "stream_options",
     )
 )  # fmt: skip
 _CACHED = "cache_control"
@@ -57,6 +59,8 @@ def chat_to_messages(asked: Json, left: list[str]) -> Json:
         raise CannotTranslateError("n above 1")
     if asked.get("modalities") not in (None, ["text"]):
         raise CannotTranslateError("modalities")
+    if asked.get(_SEARCH) is not None:  # an empty object asks for a search as well
+        raise CannotTranslateError(_SEARCH)
     left.extend(name for name in _HINTS if asked.get(name) is not None)
     made: Json = {name: asked[name] for name in asked if name not in _READ}
     system, made["messages"] = _turns(asked.get("messages"))
@@ -103,10 +107,12 @@ def _tools(asked: Json, made: Json) -> None:
         one: Json = {"name": function.get("name"), "input_schema": function.get("parameters") or {"type": "object"}}
         one |= {name: function[name] for name in ("description", "strict") if function.get(name) is not None}
         found.append(one | _kept(given if given.get(_CACHED) else function))
+    chosen = asked.get("tool_choice")
+    if isinstance(chosen, dict) and chosen.get("type") == "allowed_tools":
+        found, chosen = _allowed(found, as_object(chosen.get("allowed_tools"), "tool_choice.allowed_tools"))
     if not found:
         return
     made["tools"] = found
-    chosen = asked.get("tool_choice")
     choice: Json = {}
     if isinstance(chosen, str) and chosen in _CHOICES:
         choice = {"type": _CHOICES[chosen]}
@@ -118,6 +124,17 @@ def _tools(asked: Json, made: Json) -> None:
         choice = {"type": "auto", **choice, "disable_parallel_tool_use": True}
     if choice:
         made["tool_choice"] = choice
+
+
+def _allowed(tools: list[Json], chosen: Json) -> tuple[list[Json], object]:
+    """Those that may be called, and whether one must be: another API has no word for tools that may not."""
+    place = "tool_choice.allowed_tools.tools"
+    named = [as_object(one, place) for one in as_list(chosen.get("tools"), place)]
+    names = {str(as_object(one.get("function"), place).get("name")) for one in named}
+    left = [tool for tool in tools if tool["name"] in names]
+    if not left and chosen.get("mode") == "required":
+        raise CannotTranslateError("tool_choice")
+    return left, chosen.get("mode") or "auto"
 
 
 def _turns(messages: object) -> tuple[list[Json], list[Json]]:
@@ -209,7 +226,7 @@ class ChatWriter:
     """An answer as a chat completion."""
 
     def __init__(self, asked: Json, facts: AnswerFacts) -> None:
-        self._facts = facts
+        self._facts, self._asked_for = facts, str(asked.get("model") or "")
         options = asked.get("stream_options")
         self._tells_usage = isinstance(options, dict) and bool(options.get("include_usage"))
         self._top: Json = {}
@@ -263,7 +280,8 @@ class ChatWriter:
 
     def _named(self, said: AnswerSaid, kind: str) -> Json:
         ident, created = said.ident or self._facts.ident, said.created or self._facts.unix_s
-        return {"id": f"chatcmpl-{ident}", "object": kind, "created": created, "model": said.model}
+        model = said.model or self._asked_for
+        return {"id": f"chatcmpl-{ident}", "object": kind, "created": created, "model": model}
 
     def _chunk(self, delta: Json, finish: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
@@ -280,6 +298,9 @@ def _call(part: AnswerPart) -> Json:
 def _usage(counts: Counts) -> Json:
     usage: Json = {"prompt_tokens": counts.prompt, "completion_tokens": counts.output}
     usage["total_tokens"] = counts.prompt + counts.output
-    if counts.cached is not None:
-        usage["prompt_tokens_details"] = {"cached_tokens": counts.cached}
+    kept = {"cached_tokens": counts.cached, "cache_write_tokens": counts.written}
+    if told := {name: count for name, count in kept.items() if count is not None}:
+        usage["prompt_tokens_details"] = told
+    if counts.thoughts:
+        usage["completion_tokens_details"] = {"reasoning_tokens": counts.thoughts}
     return usage

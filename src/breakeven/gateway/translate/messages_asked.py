@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from breakeven.gateway.translate.said import CannotTranslateError, Json, encode, shown
+from breakeven.gateway.translate.said import EXTRA, SIGNED, CannotTranslateError, Json, encode, shown
 
 _SAME = ("temperature", "top_p", "top_k", "stream")
 _HINTS = (
@@ -166,7 +166,14 @@ def _turns(messages: object, left: list[str]) -> list[Json]:
             made.append(_said_before(blocks, place))
         else:
             made.extend(_asked_before(blocks, place, role))
+            if any(isinstance(one, dict) and _is_cited(one.get("citations")) for one in blocks):
+                left.append("citations")
     return made
+
+
+def _is_cited(citations: object) -> bool:
+    """Whether an answer is to say which parts of a document it is from."""
+    return isinstance(citations, dict) and bool(citations.get("enabled"))
 
 
 def _asked_before(blocks: list[object], place: str, role: str) -> list[Json]:
@@ -178,7 +185,7 @@ def _asked_before(blocks: list[object], place: str, role: str) -> list[Json]:
         given = as_object(block, where)
         if given.get("type") == "tool_result":
             said, pictures = _result(given.get("content"), where)
-            results.append({"role": "tool", "tool_call_id": given.get("tool_use_id"), "content": said})
+            results.append({"role": "tool", "tool_call_id": unsigned(given.get("tool_use_id"))[0], "content": said})
             parts.extend(pictures)
         else:
             parts.extend(_shown(given, where))
@@ -249,7 +256,8 @@ def _said_before(blocks: list[object], place: str) -> Json:
         elif kind == "tool_use":
             arguments = encode(given.get("input") or {}).decode()
             function = {"name": given.get("name"), "arguments": arguments}
-            calls.append({"id": given.get("id"), "type": "function", "function": function})
+            ident, more = unsigned(given.get("id"))
+            calls.append({"id": ident, "type": "function", "function": function, **more})
         elif kind != "redacted_thinking":  # which nobody but its maker can read
             raise CannotTranslateError(f"{where}.type{shown(kind)}")
     made: Json = {"role": "assistant", "content": flat(texts) if texts else None}
@@ -261,6 +269,19 @@ def _said_before(blocks: list[object], place: str) -> Json:
     if not texts and not calls:
         made["content"] = ""
     return made
+
+
+_FROM_ID = str.maketrans("-_", "+/")
+
+
+def unsigned(ident: object) -> tuple[object, Json]:
+    """A call's id as its backend gave it, and what else of the call goes back there."""
+    if not isinstance(ident, str) or SIGNED not in ident:
+        return ident, {}
+    bare, _, rest = ident.partition(SIGNED)
+    signature = rest.translate(_FROM_ID)
+    signature += "=" * (-len(signature) % 4)
+    return bare, {EXTRA: {"google": {"thought_signature": signature}}}
 
 
 def in_order(turns: list[Json]) -> list[Json]:

@@ -30,7 +30,7 @@ class MessageWriter:
     """
 
     def __init__(self, asked: Json, facts: AnswerFacts) -> None:
-        self._facts = facts
+        self._facts, self._asked_for = facts, str(asked.get("model") or "")
         stops = asked.get("stop_sequences")
         self._stops = stops if isinstance(stops, list) else []
         self._at = -1
@@ -94,7 +94,7 @@ class MessageWriter:
 
     def _message(self, said: AnswerSaid, content: list[Json], usage: Json) -> Json:
         ident = f"msg_{said.ident or self._facts.ident}"
-        top = {"id": ident, "type": "message", "role": "assistant", "model": said.model}
+        top = {"id": ident, "type": "message", "role": "assistant", "model": said.model or self._asked_for}
         return {**top, "content": content, "usage": usage}
 
     def _ending(self, said: AnswerSaid) -> Json:
@@ -146,12 +146,15 @@ class MessageWriter:
 
 def usage_of(counts: Counts) -> Json:
     """Anthropic counts what a cache had beside the rest; null: the backend does not tell."""
-    return {
-        "input_tokens": max(0, counts.prompt - (counts.cached or 0)),
-        "cache_creation_input_tokens": None,
+    usage: Json = {
+        "input_tokens": max(0, counts.prompt - (counts.cached or 0) - (counts.written or 0)),
+        "cache_creation_input_tokens": counts.written,
         "cache_read_input_tokens": counts.cached,
         "output_tokens": counts.output,
     }
+    if counts.thoughts:
+        usage["output_tokens_details"] = {"thinking_tokens": counts.thoughts}
+    return usage
 
 
 def _event(name: str, data: Json) -> bytes:

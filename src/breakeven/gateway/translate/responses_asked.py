@@ -10,7 +10,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from breakeven.gateway.translate.messages_asked import as_list, as_object, flat, in_order
+from breakeven.gateway.translate.messages_asked import as_list, as_object, flat, in_order, unsigned
 from breakeven.gateway.translate.said import CannotTranslateError, Json, encode, shown
 
 _SAME = (
@@ -234,7 +234,8 @@ def _item(item: Json, place: str, made: list[Json]) -> None:
         name = _chat_name(item["namespace"], item.get("name")) if item.get("namespace") else item.get("name")
         function = {"name": name, "arguments": arguments or "{}"}
         turn = _open_turn(made)
-        turn.setdefault("tool_calls", []).append({"id": item.get("call_id"), "type": "function", "function": function})
+        ident, more = unsigned(item.get("call_id"))
+        turn.setdefault("tool_calls", []).append({"id": ident, "type": "function", "function": function, **more})
     elif kind == "reasoning":
         # A summary is none; what a client keeps without its texts (Codex) comes back sealed.
         thoughts = as_list(item.get("content") or [], f"{place}.content")
@@ -290,7 +291,7 @@ def _result(item: Json, place: str, pictures: list[Json]) -> Json:
         parts = _shown(output or [], f"{place}.output")
         pictures.extend(part for part in parts if part["type"] != "text")
         output = "\n".join(str(part["text"]) for part in parts if part["type"] == "text")
-    return {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
+    return {"role": "tool", "tool_call_id": unsigned(item.get("call_id"))[0], "content": output}
 
 
 def _shown(content: object, place: str) -> list[Json]:

@@ -231,7 +231,7 @@ class ResponseWriter:
             "background": False,
             "error": None,
             "incomplete_details": None,
-            "model": said.model,
+            "model": said.model or str(self._asked.get("model") or ""),
             "previous_response_id": None,
             "store": False,
             **echoed,
@@ -251,9 +251,9 @@ class ResponseWriter:
         response["output"] = [item.item("incomplete" if why and item is last else "completed") for item in named]
         response["usage"] = {
             "input_tokens": counts.prompt,
-            "input_tokens_details": {"cached_tokens": counts.cached or 0, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": counts.cached or 0, "cache_write_tokens": counts.written or 0},
             "output_tokens": counts.output,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": counts.thoughts},
             "total_tokens": counts.prompt + counts.output,
         }
         return response

@@ -1,21 +1,21 @@
 """What an answer says, whatever API it came in: the one form between readers of a backend's and writers of a client's.
 
 A whole answer is an `AnswerSaid`; of a stream each event gives `AnswerPart`s, and an `AnswerSaid` has what holds for
-all of them. Readers know the backends' two forms (chat completions, Anthropic's messages), `StreamTurner` goes through
-a stream with one of them. Counts are not read here: the gateway counts the same bytes as of any answer (`serve.tap`).
+all of them. Readers know the backends' two forms (chat completions, Anthropic's messages); `table.StreamTurner` goes
+through a stream with one of them. Counts are not read here: the gateway counts the same bytes as of any answer
+(`serve.tap`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from itertools import repeat
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
+from zlib import crc32
 
 import msgspec
 
-from breakeven.wire.meaning import error_text, is_ping, mended
-from breakeven.wire.sse import MAX_EVENT_BYTES, SseParser
+from breakeven.wire.meaning import BROKEN_OFF, error_text, mended
 
 Json = dict[str, Any]
 """An object of JSON, taken apart."""
@@ -24,9 +24,9 @@ PartKind = Literal["thought", "text", "refusal", "call"]
 _FINISHES = {
     "stop": "stop", "length": "length", "tool_calls": "calls", "function_call": "calls", "content_filter": "filter",
     "end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "calls", "refusal": "filter",
-    "model_context_window_exceeded": "length", "pause_turn": "stop",
+    "model_context_window_exceeded": "length", "pause_turn": "stop", "model_length": "length", "sensitive": "filter",
 }  # fmt: skip
-"""Why an answer ends, in the words of both APIs, and in ours."""
+"""Why an answer ends, in the words of both APIs, of Mistral and z.ai, and in ours."""
 _CUTS = ("length", "filter")
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
@@ -43,11 +43,17 @@ def shown(value: object) -> str:
 
 
 class Counts(NamedTuple):
-    """Tokens of one request, as its backend counted them, else as they were estimated. `cached`: of the prompt's."""
+    """Tokens of one request, as its backend counted them, else as they were estimated.
+
+    `cached`: of the prompt's, those that a cache had; `written`: those that were put into one; None: nobody told.
+    `thoughts`: of the output's.
+    """
 
     prompt: int
     cached: int | None
     output: int
+    thoughts: int = 0
+    written: int | None = None
 
 
 class AnswerFacts(NamedTuple):
@@ -59,13 +65,17 @@ class AnswerFacts(NamedTuple):
 
 
 class AnswerPart(msgspec.Struct, gc=False):
-    """A piece of an answer. Of a call, `text` are the arguments, as JSON; `at` tells calls of one answer apart."""
+    """A piece of an answer. Of a call, `text` are the arguments, as JSON; `at` tells calls of one answer apart.
+
+    `signature`: Gemini's of the thoughts before it, which must come back with it.
+    """
 
     kind: PartKind
     text: str = ""
     id: str = ""
     name: str = ""
     at: int = 0
+    signature: str = ""
 
 
 class StreamedCall(msgspec.Struct):
@@ -118,7 +128,7 @@ class Writer(Protocol):
         """A body that says so in place of an answer."""
 
 
-class _ToldError(CannotTranslateError):
+class ToldError(CannotTranslateError):
     """The backend says that it failed."""
 
 
@@ -130,7 +140,7 @@ def read_chat(body: bytes) -> AnswerSaid:
     message = choice.get("message")
     if not isinstance(message, dict):
         raise CannotTranslateError("choices of the backend's answer: no message in the first one")
-    said.parts = _parts(message)
+    said.parts = [_signed(part) for part in _parts(message)]
     _finish(choice, said)
     said.finish = said.finish or "stop"
     return said
@@ -148,6 +158,7 @@ def chat_event(data: bytes, said: AnswerSaid) -> list[AnswerPart]:
     for part in parts:
         if part.kind == "call":
             _tell_apart(part, said)
+            _signed(part)
     _finish(choice, said)
     return parts
 
@@ -211,64 +222,6 @@ class Reads(NamedTuple):
 READERS: dict[str, Reads] = {CHAT: Reads(read_chat, chat_event), MESSAGES: Reads(read_message, message_event)}
 
 
-class StreamTurner:
-    """A backend's stream in, a client's out. `error`: why it broke off, in words; nothing follows then."""
-
-    __slots__ = ("_begun", "_parser", "_read", "_said", "_writer", "error")
-
-    def __init__(self, read: Callable[[bytes, AnswerSaid], list[AnswerPart]], writer: Writer) -> None:
-        self._read, self._writer = read, writer
-        self._parser = SseParser(MAX_EVENT_BYTES)
-        self._said = AnswerSaid()
-        self._begun = False
-        self.error = ""
-
-    def feed(self, data: bytes) -> bytes:
-        """The next bytes of the backend; never raises."""
-        if self.error:
-            return b""
-        out: list[bytes] = []
-        try:
-            events = self._parser.feed(data)
-            for event, name in zip(events, self._parser.names or repeat(b""), strict=False):
-                self._take(event, name, out)
-        except _ToldError as told:
-            self._fail(str(told), out)
-        except (*UNREADABLE, ValueError, TypeError, AttributeError):
-            self._fail("the backend sent an event that cannot be read", out)
-        return b"".join(out)
-
-    def end(self, counts: Counts) -> bytes:
-        """Nothing follows. A stream without a reason for its end gets none here either."""
-        out = [self.feed(b"\n\n")]  # some servers leave the last empty line out
-        if not self.error and self._said.finish:
-            self._begin(out)
-            out.append(self._writer.end(self._said, counts))
-        return b"".join(out)
-
-    def _take(self, event: bytes, name: bytes, out: list[bytes]) -> None:
-        if event.strip() == b"[DONE]":
-            self._said.finish = self._said.finish or "stop"
-            return
-        if is_ping(event, name):
-            return
-        if name == b"error":
-            raise _ToldError(error_text(event))
-        parts = self._read(event, self._said)
-        self._begin(out)
-        out.extend(self._writer.part(part) for part in parts)
-
-    def _begin(self, out: list[bytes]) -> None:
-        if not self._begun:
-            self._begun = True
-            out.append(self._writer.begin(self._said))
-
-    def _fail(self, message: str, out: list[bytes]) -> None:
-        self.error = message or "the backend failed"
-        self._begin(out)
-        out.append(self._writer.fail(self.error))
-
-
 # What both readers have in common.
 
 
@@ -287,7 +240,7 @@ def _event(data: bytes) -> Json:
     if not isinstance(found, dict):
         raise ValueError("no object")
     if found.get("error") or found.get("type") == "error" or found.get("object") == "error":
-        raise _ToldError(error_text(data))
+        raise ToldError(error_text(data))
     return found
 
 
@@ -309,8 +262,8 @@ def _first(choices: Any) -> Json:
 def _finish(choice: Json, said: AnswerSaid) -> None:
     reason, stop = choice.get("finish_reason"), choice.get("stop_reason")
     if isinstance(reason, str) and reason:
-        if reason == "error":
-            raise _ToldError("the backend broke the answer off")
+        if reason in BROKEN_OFF:
+            raise ToldError(f"the backend broke the answer off{shown(reason)}")
         said.finish = _FINISHES.get(reason, "stop")
     if isinstance(stop, str):  # vLLM tells the sequence
         said.stop = stop
@@ -331,8 +284,11 @@ def _parts(message: Json) -> list[AnswerPart]:
     if isinstance(thought, str) and thought:
         found.append(AnswerPart("thought", thought))
     content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(str(one.get("text") or "") for one in content if isinstance(one, dict))
+    for part in _pieces(content) if isinstance(content, list) else ():
+        if found and found[-1].kind == part.kind:
+            found[-1].text += part.text
+        else:
+            found.append(part)
     if isinstance(content, str) and content:
         found.append(AnswerPart("text", content))
     refusal = message.get("refusal")
@@ -346,8 +302,50 @@ def _parts(message: Json) -> list[AnswerPart]:
             given = function.get("arguments")
             text = given if isinstance(given, str) else "" if given is None else encode(given).decode()
             at = at if isinstance(at, int) else place
-            found.append(AnswerPart("call", text, str(call.get("id") or ""), str(function.get("name") or ""), at))
+            ident, name = str(call.get("id") or ""), str(function.get("name") or "")
+            found.append(AnswerPart("call", text, ident, name, at, _signature(call)))
     return found
+
+
+SIGNED = "__thought__"
+"""Between a call's id and its signature, which has no place of its own in other APIs: ids come back as they were.
+
+LiteLLM writes it so too (litellm_core_utils/prompt_templates/factory.py).
+"""
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+_TO_ID = str.maketrans("+/", "-_")
+"""Ids of Anthropic's calls have no other signs."""
+EXTRA = "extra_content"
+
+
+def _signature(call: Json) -> str:
+    """Google's page on OpenAI's API: it stands in `extra_content.google.thought_signature` of a call."""
+    extra = call.get(EXTRA)
+    google = extra.get("google") if isinstance(extra, dict) else None
+    found = google.get("thought_signature") if isinstance(google, dict) else None
+    return found if isinstance(found, str) and len(found) % 4 == 0 and _BASE64.fullmatch(found) else ""
+
+
+def _signed(part: AnswerPart) -> AnswerPart:
+    """With its signature in its id."""
+    if part.signature:
+        ident = part.id or f"call_{crc32(part.signature.encode()):08x}"
+        part.id = f"{ident}{SIGNED}{part.signature.rstrip('=').translate(_TO_ID)}"
+    return part
+
+
+def _pieces(content: list[Any]) -> Iterator[AnswerPart]:
+    """A content in parts: Mistral's thoughts stand among its texts."""
+    for one in content:
+        if not isinstance(one, dict):
+            continue
+        thought = one.get("thinking")
+        if isinstance(thought, list):
+            thought = "".join(str(each.get("text") or "") for each in thought if isinstance(each, dict))
+        if isinstance(thought, str) and thought:
+            yield AnswerPart("thought", thought)
+        if isinstance(text := one.get("text"), str) and text:
+            yield AnswerPart("text", text)
 
 
 def _tell_apart(part: AnswerPart, said: AnswerSaid) -> None:

@@ -12,10 +12,12 @@ A new API is one entry in each of the four tables.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from itertools import repeat
 
 import msgspec
 
+from breakeven.errors import printable
 from breakeven.gateway.serve.opening import error_status
 from breakeven.gateway.serve.tap import StreamTap, Tap
 from breakeven.gateway.serve.usage import Counted
@@ -26,23 +28,25 @@ from breakeven.gateway.translate.responses_asked import responses_to_chat
 from breakeven.gateway.translate.responses_told import ResponseWriter
 from breakeven.gateway.translate.said import (
     CHAT,
+    EXTRA,
     MESSAGES,
     READERS,
     RESPONSES,
     UNREADABLE,
     AnswerFacts,
+    AnswerPart,
     AnswerSaid,
     CannotTranslateError,
     Counts,
     Json,
-    StreamTurner,
+    ToldError,
     Writer,
     decode,
     encode,
 )
-from breakeven.wire.meaning import body_kind, error_text
+from breakeven.wire.meaning import body_kind, error_text, is_ping
 from breakeven.wire.message import Headers, error_body
-from breakeven.wire.sse import event
+from breakeven.wire.sse import MAX_EVENT_BYTES, SseParser, event
 
 Fields = dict[str, msgspec.Raw]
 Asks = Callable[[Json, list[str]], Json]
@@ -60,6 +64,8 @@ WAYS = {CHAT: (MESSAGES,), MESSAGES: (CHAT,), RESPONSES: (CHAT, MESSAGES)}
 THOUGHTS = ("reasoning_content", "reasoning")
 """What chat servers call an assistant's earlier thoughts: llama.cpp, SGLang and DeepSeek by the first name, vLLM (0.32)
 and Cerebras by the second. Most pass over what they do not know; who refuses it is asked again without."""
+LEFT_OUT = b"x-breakeven-left-out"
+"""Header that names what a client said and its backend was not told."""
 _MOST_TOLD = 2000
 """Characters of a backend's error that a client gets."""
 
@@ -77,7 +83,7 @@ class Turned:
     `thinks`: earlier thoughts stand in it. `unlimited`: it says not how long its answer may be, and `way` wants that.
     """
 
-    __slots__ = ("_asked", "_made", "_turns", "endpoint", "left", "thinks", "unlimited", "way")
+    __slots__ = ("_asked", "_made", "_signed", "_turns", "endpoint", "left", "thinks", "unlimited", "way")
 
     def __init__(self, endpoint: str, way: str, fields: Fields) -> None:
         """Raises CannotTranslateError, which names what the other API has no words for."""
@@ -97,8 +103,9 @@ class Turned:
             thinking = [turn for turn in made["messages"] if first in turn] if way == CHAT else []
             for turn in thinking:
                 turn[other] = turn[first]
-            self._turns: list[Json] = made["messages"] if thinking else []
-            self.thinks = bool(thinking)
+            signed = [turn for turn in made["messages"] if any(EXTRA in one for one in turn.get("tool_calls") or ())]
+            self._turns: list[Json] = made["messages"] if thinking or signed else []
+            self.thinks, self._signed = bool(thinking), bool(signed)
             self.unlimited = way == MESSAGES and "max_tokens" not in made
             # Here, before a place is taken: what is as deep as can be read may be too deep to be written.
             self._made: Fields = {name: msgspec.Raw(encode(value)) for name, value in made.items()}
@@ -108,19 +115,30 @@ class Turned:
         self.left = tuple(dict.fromkeys(left))
 
     def fields(
-        self, served_model: msgspec.Raw, most_output: int = USUAL_MAX_TOKENS, untold: Collection[str] = ()
+        self,
+        served_model: msgspec.Raw,
+        most_output: int = USUAL_MAX_TOKENS,
+        untold: Collection[str] = (),
+        *,
+        signs: bool = False,
     ) -> Fields:
         """Of the body for a backend that calls the model so.
 
         `most_output`: tokens of an answer, where the client says nothing. `untold`: of `THOUGHTS`, which it refuses.
+        `signs`: it wants the signatures of its calls back, which others may refuse.
         """
         made: Fields = {"model": served_model, **self._made}
         if self.unlimited:
             made["max_tokens"] = msgspec.Raw(b"%d" % most_output)
-        if self.thinks and untold:
+        if (self.thinks and untold) or (self._signed and not signs):
             turns = [{name: turn[name] for name in turn if name not in untold} for turn in self._turns]
-            made["messages"] = msgspec.Raw(encode(turns))
+            made["messages"] = msgspec.Raw(encode(turns if signs else list(map(_unsigned_turn, turns))))
         return made
+
+    @property
+    def streams(self) -> bool:
+        """Whether its client wants a stream."""
+        return bool(self._asked.get("stream"))
 
     def headers(self, given: Headers) -> Headers:
         """Those that its API wants beside the client's."""
@@ -128,9 +146,21 @@ class Turned:
         there = {name for name, _ in given}
         return [*given, *(pair for pair in wanted if pair[0] not in there)]
 
+    def answered(self, head: Headers, status: int) -> Headers:
+        """An answer's headers for its client: of a stream where it wants one, whether its backend heeds that or not."""
+        if not self.streams or status >= 300:
+            return head
+        return [(b"content-type", b"text/event-stream"), *(pair for pair in head if pair[0] != b"content-type")]
+
     def writer(self, facts: AnswerFacts) -> Writer:
         """For one answer."""
         return WRITERS[self.endpoint](self._asked, facts)
+
+
+def _unsigned_turn(turn: Json) -> Json:
+    if not turn.get("tool_calls"):
+        return turn
+    return {**turn, "tool_calls": [{name: one[name] for name in one if name != EXTRA} for one in turn["tool_calls"]]}
 
 
 def failed_stream(endpoint: str, ident: str, message: str, body: bytes) -> bytes:
@@ -145,7 +175,9 @@ def failed_stream(endpoint: str, ident: str, message: str, body: bytes) -> bytes
 
 
 def within_stream(endpoint: str, ident: str, status: int, body: bytes) -> bytes:
-    """A whole body for such a client: an error as it reads one there, anything else as one event."""
+    """A whole body for such a client: an error as it reads one there, anything else but events as one event."""
+    if body.startswith((b"event: ", b"data: ")):
+        return body
     if status >= 400 or body_kind(body) == "error":
         return failed_stream(endpoint, ident, error_text(body, _MOST_TOLD), body)
     return event(b" ".join(body.split()))
@@ -154,6 +186,73 @@ def within_stream(endpoint: str, ident: str, status: int, body: bytes) -> bytes:
 def turned_tap(tap: Tap, turned: Turned, ident: str, prompt: int, status: int) -> TurnedTap:
     """`tap`, and translation behind it. `prompt`: its tokens as they are guessed; `status`: of the answer."""
     return TurnedTap(tap, turned, AnswerFacts(ident, int(time.time()), prompt), status)
+
+
+def told_of(turned: Turned | None, left_out: Iterable[str]) -> list[tuple[bytes, bytes]]:
+    """Headers that say in which API a backend was asked, where not in the client's, and what it was not told."""
+    headers = [] if turned is None else [(b"x-breakeven-translated", turned.way.encode())]
+    if left := [*(() if turned is None else turned.left), *left_out]:
+        headers.append((LEFT_OUT, printable(", ".join(left)[:400]).encode("ascii", "replace")))
+    return headers
+
+
+class StreamTurner:
+    """A backend's stream in, a client's out. `error`: why it broke off, in words; nothing follows then."""
+
+    __slots__ = ("_begun", "_parser", "_read", "_said", "_writer", "error")
+
+    def __init__(self, read: Callable[[bytes, AnswerSaid], list[AnswerPart]], writer: Writer) -> None:
+        self._read, self._writer = read, writer
+        self._parser = SseParser(MAX_EVENT_BYTES)
+        self._said = AnswerSaid()
+        self._begun = False
+        self.error = ""
+
+    def feed(self, data: bytes) -> bytes:
+        """The next bytes of the backend; never raises."""
+        if self.error:
+            return b""
+        out: list[bytes] = []
+        try:
+            events = self._parser.feed(data)
+            for told, name in zip(events, self._parser.names or repeat(b""), strict=False):
+                self._take(told, name, out)
+        except ToldError as error:
+            self._fail(str(error), out)
+        except (*UNREADABLE, ValueError, TypeError, AttributeError):
+            self._fail("the backend sent an event that cannot be read", out)
+        return b"".join(out)
+
+    def end(self, counts: Counts) -> bytes:
+        """Nothing follows. A stream without a reason for its end gets none here either."""
+        out = [self.feed(b"\n\n")]  # some servers leave the last empty line out
+        if not self.error and self._said.finish:
+            self._begin(out)
+            out.append(self._writer.end(self._said, counts))
+        return b"".join(out)
+
+    def _take(self, data: bytes, name: bytes, out: list[bytes]) -> None:
+        if data.strip() == b"[DONE]":
+            self._said.finish = self._said.finish or "stop"
+            return
+        if is_ping(data, name):
+            return
+        if name == b"error":
+            raise ToldError(error_text(data))
+        parts = self._read(data, self._said)
+        if parts or self._said.model:  # Azure says what its filter thinks of a prompt before it says who answers
+            self._begin(out)
+        out.extend(self._writer.part(part) for part in parts)
+
+    def _begin(self, out: list[bytes]) -> None:
+        if not self._begun:
+            self._begun = True
+            out.append(self._writer.begin(self._said))
+
+    def _fail(self, message: str, out: list[bytes]) -> None:
+        self.error = message or "the backend failed"
+        self._begin(out)
+        out.append(self._writer.fail(self.error))
 
 
 class TurnedTap:
@@ -199,6 +298,11 @@ class TurnedTap:
         return self._tap.half
 
     @property
+    def done(self) -> bool:
+        """Whether it said that it ends."""
+        return self._tap.done
+
+    @property
     def error(self) -> bytes | None:
         """What the backend said of its failure, else why it could not be translated."""
         return self._tap.error or self._failure
@@ -221,7 +325,8 @@ class TurnedTap:
         prompt = self._facts.prompt if counted.prompt_tokens is None else counted.prompt_tokens
         # What is charged is the most of what was counted and seen; told is the backend's own count of a whole answer.
         whole = self._tap.finish and counted.output_tokens
-        counts = Counts(prompt, counted.cached_tokens, whole or self._tap.output_tokens)
+        output = whole or self._tap.output_tokens
+        counts = Counts(prompt, counted.cached_tokens, output, min(counted.thoughts, output), counted.written_tokens)
         if self._stream is not None:
             return self._stream.end(counts)
         body, self._held = b"".join(self._held), []
@@ -231,10 +336,18 @@ class TurnedTap:
             return body if same else self._writer.error(status, error_text(body, _MOST_TOLD))
         try:
             said = READERS[self._turned.way].whole(body)
+            if self._turned.streams:  # some servers do not, with tools above all
+                return self._as_stream(said, counts)
             return encode(self._writer.whole(said, counts))
         except CannotTranslateError as error:
             self._failure = error_body(500, f"the answer cannot be translated: {error}")
             return self._writer.error(502, f"the answer cannot be translated: {error}")
+
+    def _as_stream(self, said: AnswerSaid, counts: Counts) -> bytes:
+        for at, part in enumerate(said.parts):
+            part.at = at
+        writer = self._writer
+        return b"".join([writer.begin(said), *map(writer.part, said.parts), writer.end(said, counts)])
 
 
 def _is_openais(error: bytes) -> bool:
