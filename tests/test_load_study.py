@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
+from load_log_fixtures import POISSON, request, run
+from report_fixtures import MACHINE
 
-from breakeven.results.load import Crossing, LoadDifference, LoadPoint
-from breakeven.runs.load_study import headline
+from breakeven.measure.events import EventWriter, LoadStudyStarted, StudyStopped
+from breakeven.measure.load.points import load_points
+from breakeven.results.load import Crossing, LoadDifference, LoadModel, LoadPoint
+from breakeven.runs.load_study import headline, load_study
 from breakeven.stats.estimate import Estimate
 from breakeven.traffic.workload import Slo
 from tests.load_report_fixtures import point
@@ -94,3 +100,41 @@ def test_few_failures_leave_the_delays_to_speak() -> None:
 def test_where_nobody_answered_there_was_nothing_to_compare() -> None:
     text = headline([served("moe", 0), served("dense", 0)], [], [], None)
     assert text == "No request was answered by any candidate."
+
+
+def test_answers_of_different_lengths_are_said_beside_what_they_make_faster(tmp_path: Path) -> None:
+    models = [LoadModel(name=name, source=f"http://{name}/v1", synthetic=False, moe=None) for name in "ab"]
+    opening = LoadStudyStarted(
+        kind="compare",
+        fingerprint="f",
+        version="0.1",
+        started_at="2026-01-01T00:00:00Z",
+        command="breakeven compare",
+        seed=1,
+        machine=MACHINE,
+        models=models,
+        workload=POISSON,
+        slo=None,
+    )
+
+    def caveats(tokens_of_b: int) -> str:
+        path = tmp_path / f"{tokens_of_b}.jsonl"
+        with EventWriter(path) as log:
+            log.append(opening)
+            for name, tokens in (("a", 100), ("b", tokens_of_b)):
+                rows = [request(i, due_s=i / 10, tokens=tokens, block=name, model=name) for i in range(50)]
+                for event in run(rows, to_s=10, model=name, block=name):
+                    log.append(event)
+            log.append(StudyStopped(because="finished", measured_s=0.0))
+        return " ".join(load_study(path).caveats)
+
+    assert "At 10 req/s answers had different lengths, in tokens on average a 100, b 20" in caveats(20)
+    assert "different lengths" not in caveats(95)
+
+
+def test_an_answer_that_nobody_counted_has_no_length_of_zero() -> None:
+    rows = [request(i, due_s=i / 10, output_tokens=0 if i % 2 else 30) for i in range(50)]
+    (found,) = load_points(run(rows, to_s=5), None)
+    assert found.output_tokens_mean == 30
+    (found,) = load_points(run([request(0, due_s=0.0, output_tokens=0)], to_s=5), None)
+    assert found.output_tokens_mean is None

@@ -274,3 +274,19 @@ async def test_a_server_that_counts_nothing_is_measured_by_its_pieces() -> None:
     assert (done.error, done.output_tokens, done.anomalies) == (None, 8, ["no_usage"])
     assert done.usage is not None
     assert done.usage.prompt_tokens == done.prompt_tokens == 5, "what it says of the prompt stays"
+
+
+@on_both_loops
+async def test_a_stream_that_nobody_counted_is_not_called_short() -> None:
+    # Four pieces may well be eight tokens: nothing says so.
+    done = await answer_to(stream_of(4, b'"completion_tokens":0'), ignore_eos=True)
+    assert (done.error, done.output_tokens, done.anomalies) == (None, 4, ["no_usage"])
+    done = await answer_to(stream_of(4, b'"completion_tokens":7'), ignore_eos=True)
+    assert (done.error, done.detail) == ("short", "7 tokens came of 8 asked for")
+
+
+@on_both_loops
+async def test_a_prompt_counted_as_nothing_was_not_counted() -> None:
+    raw = stream_of(8, b'"completion_tokens":8').replace(b'"prompt_tokens":5', b'"prompt_tokens":0')
+    done = await answer_to(raw, prompt_tokens=40)
+    assert (done.error, done.prompt_tokens, done.output_tokens) == (None, 40, 8)

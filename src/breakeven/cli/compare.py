@@ -103,7 +103,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of the summary.")] = False,
     demo: Annotated[bool, typer.Option("--demo", help="Compare the largest prepared pair that fits here.")] = False,
 ) -> None:
-    if rate is not None or trace is not None:
+    if rate is not None or trace is not None or arrivals.startswith(("steps", "ramp")):
         traffic = breakeven.Traffic(
             rate=rate,
             trace=trace,
@@ -137,8 +137,12 @@ def compare(
         )
         _under_load(models or [], traffic, rounds, options, quiet=quiet, full=full, as_json=as_json)
         return
-    if trace_format is not None:
-        raise UserError("--trace-format says how to read a --trace; give one, or leave it out")
+    loaded = {"--trace-format": trace_format, "--window": window, "--duration": duration, "--warm-up": warm_up}
+    loaded |= {"--slo": slo, "--arrivals": None if arrivals == "poisson" else arrivals}
+    loaded |= {"--speed": None if speed == 1.0 else str(speed)}
+    for option, value in loaded.items():
+        if value is not None:
+            raise UserError(f"{option} {value} is of traffic; give it with --rate or --trace, or leave it out")
     if not re.fullmatch(r"\d+(,\d+)*", streams):
         raise UserError(f"--streams {streams!r}: give whole numbers separated by commas, such as 1,2,4,8")
     if seed < 0:

@@ -83,7 +83,7 @@ class LoadPoint(msgspec.Struct, frozen=True, kw_only=True):
     load: str
     """Name of the load in this study: "2 req/s", "8 streams", "trace x0.5"."""
     rate_per_s: float | None
-    """Offered, requests/s; None in a closed loop."""
+    """Offered, requests/s, of several turns conversations/s; None in a closed loop."""
     concurrency: int | None
     requests: int
     answered: int

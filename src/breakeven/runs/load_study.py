@@ -30,6 +30,8 @@ HEADLINE_METRICS = ("capacity_per_s", "goodput_per_s", "tpot_s", "ttft_s")
 """What a verdict under load rests on, the first that tells the candidates apart."""
 FEW = 0.01
 """Shares of failures no further apart than this leave what was answered comparable."""
+LONGER = 1.1
+"""Mean lengths of answers that differ by more than this factor are not the same work."""
 CLOCK_STEP = "The wall clock was moved by {step:.3g} s during the run; no time here is taken from it."
 
 
@@ -56,7 +58,7 @@ def load_study(log: Path) -> LoadStudy:
         differences=found,
         crossings=crossed,
         headline=headline(points, found, crossed, opening.slo),
-        caveats=[*opening.caveats, *notes, *_without(opening.models), *_unanswered(points, refused)],
+        caveats=[*opening.caveats, *notes, *_without(opening.models), *_unlike(points), *_unanswered(points, refused)],
     )
 
 
@@ -104,6 +106,21 @@ def _unanswered(points: Sequence[LoadPoint], refused: Mapping[str, RequestDone])
         first = refused.get(name)
         why = f"; the first one: {first.error}, {first.detail or 'without a word'}" if first is not None else ""
         found.append(f"{name}: {NOTHING_ANSWERED}{why}")
+    return found
+
+
+def _unlike(points: Sequence[LoadPoint]) -> list[str]:
+    """Loads at which one candidate wrote longer answers than another: whoever writes less is done sooner."""
+    found = []
+    for load in dict.fromkeys(point.load for point in points):
+        lengths = {point.model: point.output_tokens_mean for point in points if point.load == load}
+        told = {name: mean for name, mean in lengths.items() if mean}
+        if told and max(told.values()) > LONGER * min(told.values()):
+            words = ", ".join(f"{name} {mean:.4g}" for name, mean in told.items())
+            found.append(
+                f"At {load} answers had different lengths, in tokens on average {words}: whole answers, requests/s and "
+                "goodput are of different work."
+            )
     return found
 
 

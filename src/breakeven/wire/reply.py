@@ -192,7 +192,7 @@ class Reply:
         self.timings: ServerTimings | None = None
         self.done_ns: int | None = None
         self.counted = True
-        """False for an answer in one piece whose server told no numbers: nothing is known of its tokens then."""
+        """False for a whole answer whose server told no numbers: how many tokens it has is not known then."""
         self._parser: SseParser | None = None
         """None for what is no stream."""
         self._counts: list[int] = []
@@ -266,6 +266,7 @@ class Reply:
             if not (self._believed and self._finished and self.output_tokens):
                 raise BrokenStreamError(_NOTHING, kind="empty")
             self.chunk_ns.append(self._finish_ns)
+        self.counted = self.counts_output or self.timings is not None or bool(self._counts)
 
     def note(self, anomaly: str) -> None:
         """Record an oddity, once."""

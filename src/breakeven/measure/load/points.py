@@ -259,9 +259,10 @@ def _cached_share(parts: list[Part]) -> float | None:
 
 
 def _mean_count(parts: list[Part], column: str) -> float | None:
-    """Mean tokens of the answered requests."""
+    """Mean tokens of the answered requests whose tokens are known: an answer has some, whoever told none."""
     values = [getattr(p.run.requests, column)[p.counted_N & p.run.requests.answered] for p in parts]
     every = np.concatenate(values)
+    every = every[every > 0]
     return float(every.mean()) if len(every) else None
 
 
@@ -279,7 +280,9 @@ def _conversations(parts: list[Part]) -> Iterator[tuple[int, float]]:
     None where every session has a single request.
     """
     for part in parts:
-        requests, turns = part.run.requests, part.run.workload.turns
+        requests, workload = part.run.requests, part.run.workload
+        # One of somebody's own prompts is as long as it was recorded, at most `turns`.
+        turns = workload.turns if workload.prompts is None else 1
         rows = np.flatnonzero(requests.session_N != UNKNOWN)
         if not len(rows):
             continue
