@@ -258,6 +258,17 @@ def test_conversations() -> None:
     assert one(run(steady_requests(5), to_s=1, zero_ns=ZERO)).tokens_per_conversation is None
 
 
+def test_more_kept_tokens_than_a_prompt_has_are_no_count_of_it() -> None:
+    def share(*cached: int) -> float | None:
+        told = [events.Usage(prompt_tokens=100, completion_tokens=11, cached_tokens=tokens) for tokens in cached]
+        rows = [request(i, due_s=i / 10, usage=usage) for i, usage in enumerate(told)]
+        return one(run(rows, to_s=2)).cached_prompt_share
+
+    assert share(50, 100) == 0.75
+    assert share(50, 1000) == 0.5
+    assert share(1000) is None
+
+
 def test_recorded_conversations_end_where_they_were_recorded_to_end() -> None:
     own = OwnPrompts(file="talks.json", sha256="0", prompts=2, most_bytes=10)
     workload = Workload(arrivals=Arrivals(process="poisson", rate_per_s=1.0), turns=9, prompts=own)

@@ -480,6 +480,27 @@ def test_the_capacity_page_leads_with_the_sentence() -> None:
     assert "95 % of requests within the service level" in page
 
 
+def test_the_capacity_page_tells_the_traffic_of_the_search_and_not_of_its_first_look() -> None:
+    found = msgspec.structs.replace(
+        made.capacity(),
+        workload=workload.Workload(arrivals=Arrivals(process="closed", concurrency=1), requests=12),
+        think_s=10.0,
+    )
+    page = render_capacity(found)
+    assert "Poisson at each rate tried" in page
+    assert "each asking again 10 s after an answer" in page
+    assert "1 at once" not in page
+    assert "12 requests" not in page
+    assert "each asking again 10 s after an answer" in printed(found, 100)
+
+
+def test_a_server_that_has_chat_alone_was_not_asked_for_completions() -> None:
+    study = made.one_endpoint()
+    chats = [msgspec.structs.replace(model, settings={"route": "chat"}) for model in study.models]
+    for models, text in ((study.models, "completions, streamed"), (chats, "chat completions, streamed")):
+        assert dict(words.workload_rows(study.workload, study.slo, study.points, models))["Requests"] == text
+
+
 def test_flags_that_differ_by_numbers_alone_are_said_once_with_the_worst() -> None:
     points = [
         msgspec.structs.replace(point, flagged=[f"other processes used {share}% of the CPU"])

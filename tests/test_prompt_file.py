@@ -165,6 +165,13 @@ def test_openai_batches(tmp_path: Path) -> None:
     assert found.unused == ()
 
 
+def test_prompts_that_only_a_chat_can_say_make_the_traffic_one(tmp_path: Path) -> None:
+    chat = lines(tmp_path / "chat.jsonl", {"messages": AGENT, "tools": TOOLS})
+    plain = lines(tmp_path / "plain.jsonl", {"prompt": "How do tides work?"})
+    for path, chats in ((chat, True), (plain, False)):
+        assert traffic_of(Words(rate="1", prompts=path)).workloads[0].chat == chats
+
+
 def test_images_are_counted_and_files_are_sent_along(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8picture")
     path = lines(tmp_path / "own.jsonl", {"prompt": "What is this?", "images": ["a.jpg", "https://example.org/b.png"]})

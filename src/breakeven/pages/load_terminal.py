@@ -32,6 +32,7 @@ from breakeven.pages.load_words import (
     share_text,
     slo_words,
     steady_text,
+    think_words,
     units_of,
     workload_rows,
 )
@@ -111,7 +112,7 @@ def print_load(study: LoadStudy, console: Console, page: Path | None, *, full: b
 
     def traffic(say: Say) -> None:
         say()
-        for name, text in workload_rows(study.workload, study.slo, study.points):
+        for name, text in workload_rows(study.workload, study.slo, study.points, study.models):
             say(f"{name}: {text}.", "dim")
         say(f"The run {ended_text(study.stopped_because)}.", "dim")
 
@@ -147,6 +148,8 @@ def print_capacity(study: CapacityStudy, console: Console, page: Path | None, *,
             f"more, decided at {percent_text(study.confidence)} confidence; brackets hold 95 % intervals.",
             "dim",
         )
+        if study.users is not None and (pause := think_words(study)):
+            say(f"Users: {pause}.", "dim")
         say(
             f"{describe_model(study.model) or study.model.name}. The search {ended_text(study.stopped_because)}.", "dim"
         )

@@ -357,8 +357,10 @@ def _output_words(workload: Workload) -> str:
     return length_words(workload.output)
 
 
-def workload_rows(workload: Workload, slo: Slo | None, points: Sequence[LoadPoint] = ()) -> list[tuple[str, str]]:
-    """Name and value of everything about the traffic that a reader needs to judge the numbers."""
+def workload_rows(
+    workload: Workload, slo: Slo | None, points: Sequence[LoadPoint] = (), models: Sequence[LoadModel] = ()
+) -> list[tuple[str, str]]:
+    """Name and value of all about the traffic of `models` (some chat alone) that one needs to judge the numbers."""
     ends = [_exact(workload.duration_s)] if workload.duration_s is not None else []
     ends += [f"{workload.requests} requests"] if workload.requests is not None else []
     rows = [
@@ -373,7 +375,24 @@ def workload_rows(workload: Workload, slo: Slo | None, points: Sequence[LoadPoin
         rows.append(("Conversations", f"{workload.turns} turns, {_exact(workload.turn_think_s)} between them"))
     if workload.languages:
         rows.append(("Languages", ", ".join(workload.languages)))
-    endpoint = "chat completions" if workload.chat else "completions"
+    only = [model.name for model in models if model.settings.get("route") == "chat"]
+    chat = workload.chat or (bool(only) and len(only) == len(models))
+    endpoint = "chat completions" if chat else "completions" + (f", as a chat of {', '.join(only)}" if only else "")
     rows.append(("Requests", f"{endpoint}, {'streamed' if workload.stream else 'not streamed'}"))
     rows.append(("Seed", str(workload.seed)))
     return rows
+
+
+def capacity_rows(study: CapacityStudy) -> list[tuple[str, str]]:
+    """The same of a search: the arrivals, warm-up and end of its workload are those of the first look alone."""
+    found = workload_rows(study.workload, study.slo, models=[study.model])
+    rows = [row for row in found if row[0] not in ("Arrivals", "Warm-up", "Ends after")]
+    tried = ["open loop: Poisson at each rate tried"] if study.rate is not None else []
+    if study.users is not None:
+        tried.append(f"closed loop: so many users at once, {think_words(study) or 'with pauses that were not told'}")
+    return [("Arrivals", "; ".join(tried) or "one request at a time"), *rows]
+
+
+def think_words(study: CapacityStudy) -> str:
+    """What a user of the search does; empty where none was tried, or it was not told then."""
+    return "" if study.think_s is None else f"each asking again {_exact(study.think_s)} after an answer"

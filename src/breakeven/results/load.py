@@ -240,6 +240,8 @@ class CapacityStudy(msgspec.Struct, frozen=True, kw_only=True):
     users: Limit | None
     headline: str
     caveats: list[str] = []
+    think_s: float | None = None
+    """What a user waited between an answer and the next request; None: no number of users was tried."""
 
 
 class CheckedMetric(msgspec.Struct, frozen=True, kw_only=True):

@@ -114,7 +114,7 @@ class CapacityOptions:
             prompts=None if own is None else own.source,
             requests=requests,
             warm_up_s=warm_up_s,
-            chat=self.chat,
+            chat=self.chat or (own is not None and own.chat),
             seed=seed,
         )
 

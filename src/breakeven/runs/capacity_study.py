@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from breakeven.errors import UserError
-from breakeven.measure.events import Event, LoadStudyStarted, StudyStopped, iter_events
+from breakeven.measure.events import Event, LoadStarted, LoadStudyStarted, StudyStopped, iter_events
 from breakeven.measure.load.columns import LoadRun, collect
 from breakeven.measure.load.part import measured_part, meets
 from breakeven.results.load import CapacityStudy, Limit
@@ -85,7 +85,7 @@ def capacity_study(log: Path, because: str | None = None) -> CapacityStudy:
 
     Raises UserError when `log` holds none.
     """
-    opening, said = _frame(log)
+    opening, said, think_s = _frame(log)
     if opening is None or opening.slo is None or opening.target_share is None or opening.confidence is None:
         raise UserError(f"{log} holds no capacity search; `breakeven capacity` writes one")
     tried = outcomes(iter_events(log), opening.slo)
@@ -111,18 +111,22 @@ def capacity_study(log: Path, because: str | None = None) -> CapacityStudy:
         users=users,
         headline=next((each.sentence for each in (users, rate) if each), "No load was measured to its end."),
         caveats=opening.caveats,
+        think_s=think_s,
     )
 
 
-def _frame(log: Path) -> tuple[LoadStudyStarted | None, str]:
+def _frame(log: Path) -> tuple[LoadStudyStarted | None, str, float | None]:
+    """The opening of a search, why it ended, and how long its users think."""
     opening: LoadStudyStarted | None = None
-    because = "killed"
+    because, think_s = "killed", None
     for event in iter_events(log):
         if isinstance(event, LoadStudyStarted) and event.kind == "capacity":
             opening, because = opening or event, "killed"
         elif isinstance(event, StudyStopped):
             because = event.because
-    return opening, because
+        elif isinstance(event, LoadStarted) and event.load != PROBE and event.workload.arrivals.is_closed:
+            think_s = event.workload.arrivals.think_s
+    return opening, because, think_s
 
 
 def _limit(axis: str, tried: Iterable[Outcome], plan: SearchPlan, target: str) -> Limit | None:
