@@ -138,3 +138,26 @@ def test_an_answer_that_nobody_counted_has_no_length_of_zero() -> None:
     assert found.output_tokens_mean == 30
     (found,) = load_points(run([request(0, due_s=0.0, output_tokens=0)], to_s=5), None)
     assert found.output_tokens_mean is None
+
+
+def test_answers_cut_short_by_a_server_that_takes_no_orders_are_explained(tmp_path: Path) -> None:
+    opening = LoadStudyStarted(
+        kind="bench",
+        fingerprint="f",
+        version="0.1",
+        started_at="2026-01-01T00:00:00Z",
+        command="breakeven bench",
+        seed=1,
+        machine=MACHINE,
+        models=[LoadModel(name="a", source="http://a/v1", synthetic=False, moe=None)],
+        workload=POISSON,
+        slo=None,
+    )
+    rows = [request(i, due_s=i / 10, error=None if i % 2 else "short") for i in range(50)]
+    with EventWriter(tmp_path / "events.jsonl") as log:
+        for event in [opening, *run(rows, to_s=10)]:
+            log.append(event)
+    assert any(
+        text.startswith("a: 25 of 50 answers had fewer tokens") and "extra_fields: false" in text
+        for text in load_study(tmp_path / "events.jsonl").caveats
+    )

@@ -207,11 +207,13 @@ def prompts_text(point: LoadPoint) -> str:
         return NOT_AVAILABLE
     prompt = NOT_AVAILABLE if point.prompt_tokens_mean is None else number(point.prompt_tokens_mean)
     output = NOT_AVAILABLE if point.output_tokens_mean is None else number(point.output_tokens_mean)
-    exact = "exactly as asked" if point.exact_prompts else "not exactly as asked"
+    untold = point.anomalies.get("no_usage", 0)
+    exact = f"not {'' if untold < point.answered else 'known to be '}exactly as asked"
+    exact = "exactly as asked" if point.exact_prompts else exact
     kept = (
         f", {percent_text(point.cached_prompt_share)} of prompts kept from before" if point.cached_prompt_share else ""
     )
-    if untold := point.anomalies.get("no_usage", 0):
+    if untold:
         kept += f"; {untold:,} answers came without counts: prompts as planned, a token for each piece of a stream"
     return f"on average {prompt} prompt tokens ({exact}) and {output} output tokens{kept}"
 

@@ -58,7 +58,14 @@ def load_study(log: Path) -> LoadStudy:
         differences=found,
         crossings=crossed,
         headline=headline(points, found, crossed, opening.slo),
-        caveats=[*opening.caveats, *notes, *_without(opening.models), *_unlike(points), *_unanswered(points, refused)],
+        caveats=[
+            *opening.caveats,
+            *notes,
+            *_without(opening.models),
+            *_unlike(points),
+            *_shortened(points),
+            *_unanswered(points, refused),
+        ],
     )
 
 
@@ -121,6 +128,20 @@ def _unlike(points: Sequence[LoadPoint]) -> list[str]:
                 f"At {load} answers had different lengths, in tokens on average {words}: whole answers, requests/s and "
                 "goodput are of different work."
             )
+    return found
+
+
+def _shortened(points: Sequence[LoadPoint]) -> list[str]:
+    """Models whose answers ended where the model ended them, though they were asked to go on."""
+    found = []
+    for name in dict.fromkeys(point.model for point in points if point.errors.get("short")):
+        mine = [point for point in points if point.model == name]
+        short, of = sum(point.errors.get("short", 0) for point in mine), sum(point.requests for point in mine)
+        found.append(
+            f"{name}: {short} of {of} answers had fewer tokens than asked for and count as failed, as if its server "
+            "passed over ignore_eos; where it does, a dialect with `extra_fields: false` lets answers end as they like "
+            "(docs/engines.md)."
+        )
     return found
 
 
