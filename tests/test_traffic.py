@@ -150,6 +150,9 @@ def test_a_trace_of_one_request_is_one_turn(tmp_path: Path) -> None:
     path.write_text("at_s,prompt_tokens,output_tokens\n5,10,3\n")
     rows = read_trace(path)
     assert counted(trace_turns(traffic_of(Words(trace=path)).workloads[0], rows), rows) == [[10]]
+    path.write_text("at_s,prompt_tokens,output_tokens\n0,10,3\n1700000000,11,3\n")  # no clock was set at first
+    rows = read_trace(path)
+    assert counted(trace_turns(traffic_of(Words(trace=path)).workloads[0], rows), rows) == [[10], [11]]
 
 
 def test_turns_on_a_trace_obey_warm_up_duration_and_requests(trace: Path) -> None:

@@ -171,16 +171,15 @@ def trace_turns(workload: Workload, trace: TraceRows, turn_s: float = TURN_S) ->
     if trace.session is not None:
         return [NamedLoad(name_of(workload), workload)]
     first, after = np.searchsorted(trace.at_ns, [round(start_s * 1e9), round(end_s * 1e9)]).tolist()
+    after = len(trace) if last_s is None else after  # the end of a long trace is no nanosecond that a float can tell
     if requests is not None and first + requests < after:
         after, end_s = first + requests, float(trace.at_ns[first + requests]) / 1e9
     n = max(MIN_TURNS, math.ceil((end_s - start_s) / scale / turn_s))
     # Between two requests, so that none is at an edge; a stretch in which nothing came belongs to the turn before it.
-    cuts, rows = [start_s], [first]
-    for k in range(1, n):
-        before = int(np.searchsorted(trace.at_ns, round((start_s + (end_s - start_s) * k / n) * 1e9)))
-        if rows[-1] < before < after:
-            cuts.append((int(trace.at_ns[before - 1]) + int(trace.at_ns[before])) / 2e9)
-            rows.append(before)
+    at_ns_N = trace.at_ns[first:after]
+    turn_N = ((at_ns_N / 1e9 - start_s) * (n / (end_s - start_s))).astype(np.int64)
+    rows = [first, *(first + 1 + np.flatnonzero(np.diff(turn_N))).tolist()]
+    cuts = [start_s, *((int(trace.at_ns[row - 1]) + int(trace.at_ns[row])) / 2e9 for row in rows[1:])]
     turns = []
     for k, begin_s in enumerate(cuts):
         warm_s = workload.warm_up_s if k == 0 else max(TURN_WARM_UP_S, workload.warm_up_s)
