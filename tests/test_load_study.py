@@ -9,12 +9,13 @@ import pytest
 from load_log_fixtures import POISSON, request, run
 from report_fixtures import MACHINE
 
-from breakeven.measure.events import EventWriter, LoadStudyStarted, StudyStopped
+from breakeven.measure.events import EventWriter, LoadStudyStarted, StudyStopped, Usage
 from breakeven.measure.load.points import load_points
 from breakeven.results.load import Crossing, LoadDifference, LoadModel, LoadPoint
+from breakeven.runs.capacity_study import capacity_study
 from breakeven.runs.load_study import headline, load_study
 from breakeven.stats.estimate import Estimate
-from breakeven.traffic.workload import Slo
+from breakeven.traffic.workload import OwnPrompts, Slo
 from tests.load_report_fixtures import point
 
 
@@ -161,3 +162,40 @@ def test_answers_cut_short_by_a_server_that_takes_no_orders_are_explained(tmp_pa
         text.startswith("a: 25 of 50 answers had fewer tokens") and "extra_fields: false" in text
         for text in load_study(tmp_path / "events.jsonl").caveats
     )
+
+
+@pytest.mark.parametrize(("kept", "says"), [(None, "is not told"), (90, "90% of their tokens"), (0, "")])
+def test_own_prompts_that_were_asked_again_are_said(tmp_path: Path, kept: int | None, says: str) -> None:
+    own = OwnPrompts(file="own.jsonl", sha256="0", prompts=5, most_bytes=10)
+    workload = msgspec.structs.replace(POISSON, prompts=own)
+    model = LoadModel(name="a", source="http://a/v1", synthetic=False, moe=None)
+
+    def told(kind: str, requests: int) -> list[str]:
+        opening = LoadStudyStarted(
+            kind=kind,
+            fingerprint="f",
+            version="0.1",
+            started_at="2026-01-01T00:00:00Z",
+            command="breakeven",
+            seed=1,
+            machine=MACHINE,
+            models=[model],
+            workload=workload,
+            slo=Slo(ttft_s=1.0),
+            target_share=0.9,
+            confidence=0.95,
+        )
+        usage = Usage(prompt_tokens=100, completion_tokens=11, cached_tokens=kept)
+        rows = [request(i, due_s=i / 10, usage=usage) for i in range(requests)]
+        path = tmp_path / f"{kind}{requests}.jsonl"
+        with EventWriter(path) as log:
+            for event in [opening, *run(rows, to_s=10, workload=workload)]:
+                log.append(event)
+        study = load_study(path) if kind == "bench" else capacity_study(path)
+        return [text for text in study.caveats if "own.jsonl" in text]
+
+    for kind in ("bench", "capacity"):
+        assert told(kind, 5) == []
+        found = told(kind, 50)
+        assert len(found) == bool(says)
+        assert all("5 prompts of own.jsonl 50 times" in text and says in text for text in found)

@@ -300,6 +300,7 @@ def test_a_comparison_without_traffic_is_made_of_the_same_text(tmp_path: Path) -
         ("{'prompt': 'a'}\n", ["line 1", "not a JSON object"]),
         ('{"messages": [{"role": "user", "content": "a"}], "tools": "many"}\n', ["line 1", "key tools", "many"]),
         ('{"conversation": [{"role": "me", "content": "a"}]}\n', ["line 1", "conversation[0].role", "me"]),
+        ('{"prompt": "a", "images": ["\\u0000"]}\n', ["line 1", "key images[0]", "cannot read"]),
         ("at_s,prompt_tokens,output_tokens\n0,1,2\n", ["line 1", "is a trace (simple)", "--trace"]),
         ('"TIMESTAMP","ContextTokens","GeneratedTokens"\n', ["line 1", "is a trace (azure)", "--trace"]),
         ('{"timestamp": 0, "input_length": 9, "output_length": 2}\n', ["line 1", "is a trace (mooncake)", "--trace"]),

@@ -12,8 +12,10 @@ from breakeven.errors import UserError
 from breakeven.measure.events import Event, LoadStarted, LoadStudyStarted, StudyStopped, iter_events
 from breakeven.measure.load.columns import LoadRun, collect
 from breakeven.measure.load.part import measured_part, meets
+from breakeven.measure.load.points import cached_share
 from breakeven.results.load import CapacityStudy, Limit
 from breakeven.runs.capacity_search import Search, SearchPlan, Tried, bracket, is_monotone, limit_of
+from breakeven.runs.load_study import asked_again
 from breakeven.stats.sequential import decide, spread
 from breakeven.traffic.workload import Slo, slo_text
 
@@ -110,9 +112,18 @@ def capacity_study(log: Path, because: str | None = None) -> CapacityStudy:
         rate=rate,
         users=users,
         headline=next((each.sentence for each in (users, rate) if each), "No load was measured to its end."),
-        caveats=opening.caveats,
+        caveats=[*opening.caveats, *_asked_again(log, opening)],
         think_s=think_s,
     )
+
+
+def _asked_again(log: Path, opening: LoadStudyStarted) -> list[str]:
+    """Whether own prompts were asked again and again, as they are in nearly every search."""
+    if opening.workload.prompts is None:
+        return []
+    runs = collect(iter_events(log))
+    share = cached_share([measured_part(run) for run in runs])
+    return asked_again(opening.models[0].name, opening.workload, sum(len(run.requests) for run in runs), share)
 
 
 def _frame(log: Path) -> tuple[LoadStudyStarted | None, str, float | None]:

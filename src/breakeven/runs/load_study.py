@@ -24,12 +24,14 @@ from breakeven.results.load import NOTHING_ANSWERED, Crossing, LoadDifference, L
 from breakeven.results.metrics import metric_of
 from breakeven.results.point import of_load
 from breakeven.stats.percentiles import wilson
-from breakeven.traffic.workload import Slo, slo_text
+from breakeven.traffic.workload import Slo, Workload, slo_text
 
 HEADLINE_METRICS = ("capacity_per_s", "goodput_per_s", "tpot_s", "ttft_s")
 """What a verdict under load rests on, the first that tells the candidates apart."""
 FEW = 0.01
 """Shares of failures no further apart than this leave what was answered comparable."""
+LITTLE = 0.01
+"""A smaller share of prompts kept from before changes no number."""
 LONGER = 1.1
 """Mean lengths of answers that differ by more than this factor are not the same work."""
 CLOCK_STEP = "The wall clock was moved by {step:.3g} s during the run; no time here is taken from it."
@@ -62,6 +64,7 @@ def load_study(log: Path) -> LoadStudy:
             *opening.caveats,
             *notes,
             *_without(opening.models),
+            *_asked_again(opening.workload, points),
             *_unlike(points),
             *_shortened(points),
             *_unanswered(points, refused),
@@ -128,6 +131,27 @@ def _unlike(points: Sequence[LoadPoint]) -> list[str]:
                 f"At {load} answers had different lengths, in tokens on average {words}: whole answers, requests/s and "
                 "goodput are of different work."
             )
+    return found
+
+
+def asked_again(name: str, workload: Workload, requests: int, kept: float | None) -> list[str]:
+    """That own prompts were asked more than once, unless nothing was kept. `kept`: share of tokens; None: untold."""
+    own = workload.prompts
+    if own is None or workload.turns > 1 or requests <= own.prompts or (kept is not None and kept < LITTLE):
+        return []
+    told = f"{kept:.0%} of their tokens had been kept" if kept is not None else "what was kept of them is not told"
+    return [
+        f"{name} was asked the {own.prompts:,} prompts of {own.file} {requests:,} times in all, and {told}: where "
+        "prefixes are kept, prompts that are new take longer."
+    ]
+
+
+def _asked_again(workload: Workload, points: Sequence[LoadPoint]) -> list[str]:
+    found = []
+    for name in dict.fromkeys(point.model for point in points):
+        mine = [point for point in points if point.model == name]
+        kept = [point.cached_prompt_share for point in mine if point.cached_prompt_share is not None]
+        found += asked_again(name, workload, sum(point.requests for point in mine), max(kept, default=None))
     return found
 
 

@@ -93,7 +93,7 @@ def _point(measured: list[Part], slo: Slo | None) -> LoadPoint:
         prompt_tokens_mean=_mean_count(parts, "prompt_N"),
         output_tokens_mean=_mean_count(parts, "output_N"),
         exact_prompts=_exact(measured),
-        cached_prompt_share=_cached_share(measured),
+        cached_prompt_share=cached_share(measured),
         latencies=[_latency(metric, parts) for metric in LATENCIES],
         good=good,
         goodput_per_s=good.hits / steady_s if good is not None else None,
@@ -247,7 +247,7 @@ def _exact(parts: list[Part]) -> bool:
     return bool(len(told) and told.all())
 
 
-def _cached_share(parts: list[Part]) -> float | None:
+def cached_share(parts: list[Part]) -> float | None:
     """Of the prompt tokens of answered requests, those an engine had kept; over the requests whose engine says so."""
     cached = prompt = 0
     for part in parts:
