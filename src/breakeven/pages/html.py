@@ -17,7 +17,7 @@ from breakeven.pages.figures.comparison import figures_of
 from breakeven.pages.figures.figure import Figure, Missing
 from breakeven.pages.figures.latency import delay_curve, goodput_curve
 from breakeven.pages.figures.trials import dot_plots, trials_plot
-from breakeven.pages.load_terminal import met_text, number_of, warnings_of
+from breakeven.pages.load_terminal import met_text, number_of, tokens_told, warnings_of
 from breakeven.pages.load_words import (
     Unit,
     capacity_rows,
@@ -232,6 +232,7 @@ def render_load(study: LoadStudy) -> str:
         delay=delay,
         offered=offered_text,
         rate=rate_text,
+        tokens=tokens_told,
         good=good_cell,
         counts=counts_text,
         about=about,

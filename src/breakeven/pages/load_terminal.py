@@ -48,7 +48,7 @@ from breakeven.pages.terminal import (
     say_tables,
     shortened,
 )
-from breakeven.pages.words import NO_DIFFERENCE, grouped, number, percent_text, winner_text
+from breakeven.pages.words import NO_DIFFERENCE, grouped, percent_text, winner_text
 from breakeven.results.load import CapacityStudy, Check, Limit, LoadPoint, LoadStudy, Trial
 from breakeven.results.metrics import metric_of
 from breakeven.stats.percentiles import Percentile
@@ -193,6 +193,11 @@ def _points(study: LoadStudy, width: int, say: Say) -> None:
         say(f"{named}. TTFT and E2E count from when a request was due. Brackets hold 95 % intervals.", "dim")
 
 
+def tokens_told(point: LoadPoint) -> float | None:
+    """Output tokens a second; None where answers came and nobody counted them."""
+    return point.output_tokens_per_s if point.output_tokens_mean is not None or not point.answered else None
+
+
 def _groups(study: LoadStudy, units: dict[str, Unit]) -> list[Columns]:
     """Column groups in reading order; goodput only where a service level was asked for."""
 
@@ -206,7 +211,7 @@ def _groups(study: LoadStudy, units: dict[str, Unit]) -> list[Columns]:
     groups = [
         Columns(
             ("offered", "achieved", "out tok/s"),
-            lambda point: (offered_text(point), rate_text(point.requests_per_s), number(point.output_tokens_per_s)),
+            lambda point: (offered_text(point), rate_text(point.requests_per_s), rate_text(tokens_told(point))),
         )
     ]
     if any(point.good is not None for point in study.points):
