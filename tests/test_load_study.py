@@ -199,3 +199,26 @@ def test_own_prompts_that_were_asked_again_are_said(tmp_path: Path, kept: int | 
         found = told(kind, 50)
         assert len(found) == bool(says)
         assert all("5 prompts of own.jsonl 50 times" in text and says in text for text in found)
+
+
+def test_the_first_of_some_failures_is_told_in_the_server_s_words(tmp_path: Path) -> None:
+    opening = LoadStudyStarted(
+        kind="bench",
+        fingerprint="f",
+        version="0.1",
+        started_at="2026-01-01T00:00:00Z",
+        command="breakeven bench",
+        seed=1,
+        machine=MACHINE,
+        models=[LoadModel(name="a", source="http://a/v1", synthetic=False, moe=None)],
+        workload=POISSON,
+        slo=None,
+    )
+    words = "this model's maximum context length is 4096 tokens"
+    rows = [request(i, due_s=i / 10, error=None if i else "http_400", detail=words) for i in range(50)]
+    with EventWriter(tmp_path / "events.jsonl") as log:
+        for event in [opening, *run(rows, to_s=10)]:
+            log.append(event)
+    study = load_study(tmp_path / "events.jsonl")
+    assert study.caveats == [f"a: 1 of 50 requests failed; the first one: http_400, {words}"]
+    assert not study.unanswered

@@ -107,15 +107,17 @@ def _without(models: Sequence[LoadModel]) -> list[str]:
 
 
 def _unanswered(points: Sequence[LoadPoint], refused: Mapping[str, RequestDone]) -> list[str]:
-    """For each model of which every request failed, how the first one did."""
+    """For each model of which requests failed, how the first one did, in its server's own words."""
     found = []
     for name in dict.fromkeys(point.model for point in points):
         mine = [point for point in points if point.model == name]
-        if any(point.answered or not point.requests for point in mine):
-            continue
         first = refused.get(name)
         why = f"; the first one: {first.error}, {first.detail or 'without a word'}" if first is not None else ""
-        found.append(f"{name}: {NOTHING_ANSWERED}{why}")
+        failed, of = sum(point.requests - point.answered for point in mine), sum(point.requests for point in mine)
+        if not any(point.answered or not point.requests for point in mine):
+            found.append(f"{name}: {NOTHING_ANSWERED}{why}")
+        elif failed and first is not None and first.error != "short":  # which is told in whole sentences
+            found.append(f"{name}: {failed:,} of {of:,} requests failed{why}")
     return found
 
 
