@@ -34,6 +34,7 @@ from breakeven.cli.words import duration as duration_of
 from breakeven.errors import BreakevenError, UserError
 
 app = typer.Typer()
+ROUNDS = 2
 
 EXAMPLES = """Measure two or more models against each other on this machine and say which to run.
 
@@ -77,9 +78,11 @@ def compare(
     arrivals: Annotated[str, typer.Option(help="With --rate: constant, poisson, gamma:CV, agents.")] = "poisson",
     speed: Speed = 1.0,
     window: Window = None,
-    duration: Annotated[str | None, typer.Option(help="With --rate: measured time a turn.", show_default="60s")] = None,
-    warm_up: Annotated[str | None, typer.Option(help="With --rate: same traffic before a turn, not counted.")] = None,
-    rounds: Annotated[int, typer.Option(help="With --rate: turns a candidate gets at each.")] = 2,
+    duration: Annotated[
+        str | None, typer.Option(help="Measured time a turn; of a trace, in all.", show_default="60s")
+    ] = None,
+    warm_up: Annotated[str | None, typer.Option(help="Same traffic before a turn, not counted.")] = None,
+    rounds: Annotated[int, typer.Option(help="With --rate: turns a candidate gets at each.")] = ROUNDS,
     slo: Annotated[str | None, typer.Option(help="Under load, what a good request keeps: ttft=1s,tpot=80ms.")] = None,
     engine: Engine = None,
     gpu_layers: GpuLayers = None,
@@ -103,6 +106,8 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of the summary.")] = False,
     demo: Annotated[bool, typer.Option("--demo", help="Compare the largest prepared pair that fits here.")] = False,
 ) -> None:
+    if trace is not None and rounds != ROUNDS:
+        raise UserError(f"--rounds {rounds} repeats a --rate; a trace is played once, in turns")
     if rate is not None or trace is not None or arrivals.startswith(("steps", "ramp")):
         traffic = breakeven.Traffic(
             rate=rate,
