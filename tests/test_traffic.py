@@ -257,3 +257,11 @@ def test_one_seed_gives_one_crowd_of_agents() -> None:
 def test_agents_that_make_no_sense(words: Words, message: str) -> None:
     with pytest.raises(UserError, match=message):
         traffic_of(words)
+
+
+def test_prefixes_that_a_trace_shares_and_a_run_does_not_are_said() -> None:
+    path = Path(__file__).parent / "data" / "traces" / "mooncake.jsonl"
+    said = "says which prompts begin alike, and none does here: --sharing of bench lets them"
+    assert said in traffic_of(Words(trace=path)).notes[-1]
+    for words in (Words(trace=path, sharing=True), Words(trace=path, prompt="64")):
+        assert said not in " ".join(traffic_of(words).notes)

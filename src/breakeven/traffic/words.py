@@ -299,10 +299,8 @@ def traffic_of(words: Words, default_duration_s: float = DEFAULT_DURATION_S) -> 
     # A count alone ends a run, and so does a trace; only a rate or a number of streams would go on for ever.
     if duration_s is None and words.requests is None and trace is None and not words.arrivals.startswith("steps"):
         duration_s = default_duration_s
-    if words.warm_up is not None:
-        warm_up_s = option_seconds("--warm-up", words.warm_up)
-    else:
-        warm_up_s = 0.0 if trace is not None else min(MOST_WARM_UP_S, WARM_UP_SHARE * (duration_s or MOST_WARM_UP_S))
+    usual_s = 0.0 if trace is not None else min(MOST_WARM_UP_S, WARM_UP_SHARE * (duration_s or MOST_WARM_UP_S))
+    warm_up_s = usual_s if words.warm_up is None else option_seconds("--warm-up", words.warm_up)
     lengths = (words.prompt, words.output)
     talks = words.arrivals.partition(":")[0] == "agents"
     if talks:
@@ -335,6 +333,8 @@ def traffic_of(words: Words, default_duration_s: float = DEFAULT_DURATION_S) -> 
     )
     notes = [] if trace is None else [trace.reading]
     notes += [] if own is None else [own.said(words.output is not None)]
+    if trace is not None and trace.blocks and not (words.sharing or words.prompt or words.prompts):
+        notes.append(f"{trace.name} says which prompts begin alike, and none does here: --sharing of bench lets them")
     return Traffic(workloads, trace, parse_slo(words.slo) if words.slo else None, tuple(notes))
 
 
