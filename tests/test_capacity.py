@@ -11,7 +11,7 @@ from load_log_fixtures import POISSON, request, run
 from report_fixtures import MACHINE
 
 from breakeven.cli.main import dispatch
-from breakeven.errors import UserError
+from breakeven.errors import BreakevenError, UserError
 from breakeven.measure.events import Event, EventWriter, LoadStudyStarted, StudyStopped, iter_events
 from breakeven.results.load import LoadModel
 from breakeven.results.store import RESULT
@@ -20,6 +20,9 @@ from breakeven.runs.capacity_search import Search, SearchPlan, Tried
 from breakeven.runs.capacity_study import RATE, USERS, capacity_study, name_of, outcomes, rate_sentence, users_sentence
 from breakeven.runs.load import LoadOptions
 from breakeven.traffic.workload import Length, Slo
+from breakeven.wire.behaviours import whole
+from breakeven.wire.completions import ScriptedRequest
+from breakeven.wire.scripted import ScriptedServer, Step
 
 SHORT = {"prompt": Length(mean=8), "output": Length(mean=4)}
 
@@ -98,6 +101,42 @@ def test_a_server_that_is_too_slow_for_anyone_is_not_searched(tmp_path: Path) ->
     assert study.rate.value is None
     assert study.rate.high is not None
     assert study.headline.startswith("Not even one request at a time")
+
+
+def test_the_client_s_limit_is_told_by_the_answers_that_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that drives 500,000 events a second is itself measured beyond 250 answers a second of 1,000 tokens."""
+    with queue_server(slots=64, service_s=0.1) as server:
+        virtual_time(monkeypatch, server)
+        study, _ = capacity(
+            server.url,
+            Slo(ttft_s=0.3),
+            CapacityOptions(
+                prompt=Length(mean=8),
+                output=Length(kind="uniform", low=1000, high=1000),
+                precision=1.0,
+                target_share=0.7,
+                axes=(RATE,),
+                budget_s=200,
+            ),
+            LoadOptions(out=tmp_path / "out", processes=1),
+        )
+    assert study.rate is not None
+    assert study.rate.high is None
+    assert max(trial.load for trial in study.rate.trials) == 250
+
+
+def test_a_server_that_refuses_everything_is_told_in_its_own_words(tmp_path: Path) -> None:
+    def step(question: ScriptedRequest) -> Step:
+        refusal = b'{"error": {"message": "not for you"}}'
+        return whole(refusal, status=403) if question.fields.get("max_tokens") == 4 else "ok"
+
+    with (
+        ScriptedServer(step, models=["m"], owned_by="somebody") as server,
+        pytest.raises(BreakevenError, match=r"not one request was answered; the first one: http_403, .*not for you"),
+    ):
+        capacity(f"{server.url}/v1#m", Slo(ttft_s=1.0), CapacityOptions(**SHORT), LoadOptions(out=tmp_path / "o"))  # type: ignore[arg-type]
 
 
 def test_the_budget_ends_the_search_with_what_there_is(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -234,3 +235,20 @@ def test_a_name_too_long_for_a_file_is_one_line() -> None:
     assert done.returncode == 2
     assert "is no name or path of a model" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--slo", "ttft=1s"), "--slo ttft=1s is of traffic"),
+        (("--duration", "9s"), "--duration 9s is of traffic"),
+        (("--warm-up", "9s"), "--warm-up 9s is of traffic"),
+        (("--window", "0s-9s"), "--window 0s-9s is of traffic"),
+        (("--speed", "2"), "--speed 2.0 is of traffic"),
+        (("--arrivals", "gamma:3"), "--arrivals gamma:3 is of traffic"),
+        (("--trace", "t.csv", "--rounds", "5"), "--rounds 5 repeats a --rate"),
+    ],
+)
+def test_what_a_comparison_would_not_heed_is_refused(words: tuple[str, ...], says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        root.dispatch(["compare", "olmoe-1b-7b", "llama-3.2-1b", *words])

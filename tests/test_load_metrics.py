@@ -24,7 +24,7 @@ from breakeven.measure.load.points import load_points
 from breakeven.measure.paired.blocks import token_gaps_s
 from breakeven.results.load import Latency, LoadPoint
 from breakeven.results.metrics import LATENCIES
-from breakeven.traffic.workload import Arrivals, Slo, Workload
+from breakeven.traffic.workload import Arrivals, OwnPrompts, Slo, Workload
 from tests.load_log_fixtures import CLOSED, S, noisy_run, request, run, seconds
 
 ZERO = 5_000 * S
@@ -256,6 +256,27 @@ def test_conversations() -> None:
     assert point.tokens_per_conversation == 322
     assert point.seconds_per_conversation == pytest.approx(2.3)
     assert one(run(steady_requests(5), to_s=1, zero_ns=ZERO)).tokens_per_conversation is None
+
+
+def test_more_kept_tokens_than_a_prompt_has_are_no_count_of_it() -> None:
+    def share(*cached: int) -> float | None:
+        told = [events.Usage(prompt_tokens=100, completion_tokens=11, cached_tokens=tokens) for tokens in cached]
+        rows = [request(i, due_s=i / 10, usage=usage) for i, usage in enumerate(told)]
+        return one(run(rows, to_s=2)).cached_prompt_share
+
+    assert share(50, 100) == 0.75
+    assert share(50, 1000) == 0.5
+    assert share(1000) is None
+
+
+def test_recorded_conversations_end_where_they_were_recorded_to_end() -> None:
+    own = OwnPrompts(file="talks.json", sha256="0", prompts=2, most_bytes=10)
+    workload = Workload(arrivals=Arrivals(process="poisson", rate_per_s=1.0), turns=9, prompts=own)
+    lengths = (2, 3)
+    rows = [request(3 * s + t, due_s=s + 2.0 * t, session=s, turn=t) for s in (0, 1) for t in range(lengths[s])]
+    point = one(run(rows, to_s=8, workload=workload))
+    assert point.tokens_per_conversation == 2.5 * 111
+    assert point.seconds_per_conversation == pytest.approx((2.3 + 4.3) / 2)
 
 
 def test_an_answer_that_was_not_streamed_is_there_when_it_is_over() -> None:

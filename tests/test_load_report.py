@@ -28,7 +28,7 @@ from breakeven.pages.html import (
     write_capacity_report,
     write_load_report,
 )
-from breakeven.pages.load_terminal import print_capacity, print_check, print_load, warnings_of
+from breakeven.pages.load_terminal import print_capacity, print_check, print_load, tokens_told, warnings_of
 from breakeven.results import load
 from breakeven.results.comparison import Comparison
 from breakeven.results.load import CapacityStudy, Check, LoadStudy
@@ -478,6 +478,46 @@ def test_the_capacity_page_leads_with_the_sentence() -> None:
     assert "the limit means little" not in page
     assert "the limit means little" in rendered("capacity_not_monotone")
     assert "95 % of requests within the service level" in page
+
+
+def test_the_capacity_page_tells_the_traffic_of_the_search_and_not_of_its_first_look() -> None:
+    found = msgspec.structs.replace(
+        made.capacity(),
+        workload=workload.Workload(arrivals=Arrivals(process="closed", concurrency=1), requests=12),
+        think_s=10.0,
+    )
+    page = render_capacity(found)
+    assert "Poisson at each rate tried" in page
+    assert "each asking again 10 s after an answer" in page
+    assert "1 at once" not in page
+    assert "12 requests" not in page
+    assert "each asking again 10 s after an answer" in printed(found, 100)
+
+
+def test_the_page_tells_conversations_from_requests() -> None:
+    talks = msgspec.structs.replace(
+        made.one_point(), workload=msgspec.structs.replace(made.one_point().workload, turns=3)
+    )
+    assert "Offered in conversations a second, achieved in requests," in render_load(talks)
+    assert "Offered and achieved in requests a second," in rendered("one_point")
+
+
+def test_tokens_that_nobody_counted_are_no_rate_of_zero() -> None:
+    study = made.one_point()
+    untold = [msgspec.structs.replace(each, output_tokens_mean=None, output_tokens_per_s=0.0) for each in study.points]
+    assert [tokens_told(each) for each in untold] == [None] * len(untold)
+    assert [tokens_told(each) for each in study.points] == [each.output_tokens_per_s for each in study.points]
+    nobody = msgspec.structs.replace(untold[0], answered=0)
+    assert tokens_told(nobody) == 0
+    page = render_load(msgspec.structs.replace(study, points=untold))
+    assert page.count("not available") > render_load(study).count("not available")
+
+
+def test_a_server_that_has_chat_alone_was_not_asked_for_completions() -> None:
+    study = made.one_endpoint()
+    chats = [msgspec.structs.replace(model, settings={"route": "chat"}) for model in study.models]
+    for models, text in ((study.models, "completions, streamed"), (chats, "chat completions, streamed")):
+        assert dict(words.workload_rows(study.workload, study.slo, study.points, models))["Requests"] == text
 
 
 def test_flags_that_differ_by_numbers_alone_are_said_once_with_the_worst() -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
+from load_log_fixtures import POISSON, request, run
+from report_fixtures import MACHINE
 
-from breakeven.results.load import Crossing, LoadDifference, LoadPoint
-from breakeven.runs.load_study import headline
+from breakeven.measure.events import EventWriter, LoadStudyStarted, StudyStopped, Usage
+from breakeven.measure.load.points import load_points
+from breakeven.results.load import Crossing, LoadDifference, LoadModel, LoadPoint
+from breakeven.runs.capacity_study import capacity_study
+from breakeven.runs.load_study import headline, load_study
 from breakeven.stats.estimate import Estimate
-from breakeven.traffic.workload import Slo
+from breakeven.traffic.workload import OwnPrompts, Slo
 from tests.load_report_fixtures import point
 
 
@@ -94,3 +101,124 @@ def test_few_failures_leave_the_delays_to_speak() -> None:
 def test_where_nobody_answered_there_was_nothing_to_compare() -> None:
     text = headline([served("moe", 0), served("dense", 0)], [], [], None)
     assert text == "No request was answered by any candidate."
+
+
+def test_answers_of_different_lengths_are_said_beside_what_they_make_faster(tmp_path: Path) -> None:
+    models = [LoadModel(name=name, source=f"http://{name}/v1", synthetic=False, moe=None) for name in "ab"]
+    opening = LoadStudyStarted(
+        kind="compare",
+        fingerprint="f",
+        version="0.1",
+        started_at="2026-01-01T00:00:00Z",
+        command="breakeven compare",
+        seed=1,
+        machine=MACHINE,
+        models=models,
+        workload=POISSON,
+        slo=None,
+    )
+
+    def caveats(tokens_of_b: int) -> str:
+        path = tmp_path / f"{tokens_of_b}.jsonl"
+        with EventWriter(path) as log:
+            log.append(opening)
+            for name, tokens in (("a", 100), ("b", tokens_of_b)):
+                rows = [request(i, due_s=i / 10, tokens=tokens, block=name, model=name) for i in range(50)]
+                for event in run(rows, to_s=10, model=name, block=name):
+                    log.append(event)
+            log.append(StudyStopped(because="finished", measured_s=0.0))
+        return " ".join(load_study(path).caveats)
+
+    assert "At 10 req/s answers had different lengths, in tokens on average a 100, b 20" in caveats(20)
+    assert "different lengths" not in caveats(95)
+
+
+def test_an_answer_that_nobody_counted_has_no_length_of_zero() -> None:
+    rows = [request(i, due_s=i / 10, output_tokens=0 if i % 2 else 30) for i in range(50)]
+    (found,) = load_points(run(rows, to_s=5), None)
+    assert found.output_tokens_mean == 30
+    (found,) = load_points(run([request(0, due_s=0.0, output_tokens=0)], to_s=5), None)
+    assert found.output_tokens_mean is None
+
+
+def test_answers_cut_short_by_a_server_that_takes_no_orders_are_explained(tmp_path: Path) -> None:
+    opening = LoadStudyStarted(
+        kind="bench",
+        fingerprint="f",
+        version="0.1",
+        started_at="2026-01-01T00:00:00Z",
+        command="breakeven bench",
+        seed=1,
+        machine=MACHINE,
+        models=[LoadModel(name="a", source="http://a/v1", synthetic=False, moe=None)],
+        workload=POISSON,
+        slo=None,
+    )
+    rows = [request(i, due_s=i / 10, error=None if i % 2 else "short") for i in range(50)]
+    with EventWriter(tmp_path / "events.jsonl") as log:
+        for event in [opening, *run(rows, to_s=10)]:
+            log.append(event)
+    assert any(
+        text.startswith("a: 25 of 50 answers had fewer tokens") and "extra_fields: false" in text
+        for text in load_study(tmp_path / "events.jsonl").caveats
+    )
+
+
+@pytest.mark.parametrize(("kept", "says"), [(None, "is not told"), (90, "90% of their tokens"), (0, "")])
+def test_own_prompts_that_were_asked_again_are_said(tmp_path: Path, kept: int | None, says: str) -> None:
+    own = OwnPrompts(file="own.jsonl", sha256="0", prompts=5, most_bytes=10)
+    workload = msgspec.structs.replace(POISSON, prompts=own)
+    model = LoadModel(name="a", source="http://a/v1", synthetic=False, moe=None)
+
+    def told(kind: str, requests: int) -> list[str]:
+        opening = LoadStudyStarted(
+            kind=kind,
+            fingerprint="f",
+            version="0.1",
+            started_at="2026-01-01T00:00:00Z",
+            command="breakeven",
+            seed=1,
+            machine=MACHINE,
+            models=[model],
+            workload=workload,
+            slo=Slo(ttft_s=1.0),
+            target_share=0.9,
+            confidence=0.95,
+        )
+        usage = Usage(prompt_tokens=100, completion_tokens=11, cached_tokens=kept)
+        rows = [request(i, due_s=i / 10, usage=usage) for i in range(requests)]
+        path = tmp_path / f"{kind}{requests}.jsonl"
+        with EventWriter(path) as log:
+            for event in [opening, *run(rows, to_s=10, workload=workload)]:
+                log.append(event)
+        study = load_study(path) if kind == "bench" else capacity_study(path)
+        return [text for text in study.caveats if "own.jsonl" in text]
+
+    for kind in ("bench", "capacity"):
+        assert told(kind, 5) == []
+        found = told(kind, 50)
+        assert len(found) == bool(says)
+        assert all("5 prompts of own.jsonl 50 times" in text and says in text for text in found)
+
+
+def test_the_first_of_some_failures_is_told_in_the_server_s_words(tmp_path: Path) -> None:
+    opening = LoadStudyStarted(
+        kind="bench",
+        fingerprint="f",
+        version="0.1",
+        started_at="2026-01-01T00:00:00Z",
+        command="breakeven bench",
+        seed=1,
+        machine=MACHINE,
+        models=[LoadModel(name="a", source="http://a/v1", synthetic=False, moe=None)],
+        workload=POISSON,
+        slo=None,
+    )
+    words = "this model's maximum context length is 4096 tokens"
+    rows = [request(i, due_s=i / 10, error=None if i else "http_400", detail=words) for i in range(50)]
+    with EventWriter(tmp_path / "events.jsonl") as log:
+        for event in [opening, *run(rows, to_s=10)]:
+            log.append(event)
+    study = load_study(tmp_path / "events.jsonl")
+    assert study.caveats == [f"a: 1 of 50 requests failed; the first one: http_400, {words}"]
+    assert not study.unanswered

@@ -165,6 +165,13 @@ def test_openai_batches(tmp_path: Path) -> None:
     assert found.unused == ()
 
 
+def test_prompts_that_only_a_chat_can_say_make_the_traffic_one(tmp_path: Path) -> None:
+    chat = lines(tmp_path / "chat.jsonl", {"messages": AGENT, "tools": TOOLS})
+    plain = lines(tmp_path / "plain.jsonl", {"prompt": "How do tides work?"})
+    for path, chats in ((chat, True), (plain, False)):
+        assert traffic_of(Words(rate="1", prompts=path)).workloads[0].chat == chats
+
+
 def test_images_are_counted_and_files_are_sent_along(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8picture")
     path = lines(tmp_path / "own.jsonl", {"prompt": "What is this?", "images": ["a.jpg", "https://example.org/b.png"]})
@@ -293,6 +300,7 @@ def test_a_comparison_without_traffic_is_made_of_the_same_text(tmp_path: Path) -
         ("{'prompt': 'a'}\n", ["line 1", "not a JSON object"]),
         ('{"messages": [{"role": "user", "content": "a"}], "tools": "many"}\n', ["line 1", "key tools", "many"]),
         ('{"conversation": [{"role": "me", "content": "a"}]}\n', ["line 1", "conversation[0].role", "me"]),
+        ('{"prompt": "a", "images": ["\\u0000"]}\n', ["line 1", "key images[0]", "cannot read"]),
         ("at_s,prompt_tokens,output_tokens\n0,1,2\n", ["line 1", "is a trace (simple)", "--trace"]),
         ('"TIMESTAMP","ContextTokens","GeneratedTokens"\n', ["line 1", "is a trace (azure)", "--trace"]),
         ('{"timestamp": 0, "input_length": 9, "output_length": 2}\n', ["line 1", "is a trace (mooncake)", "--trace"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,33 @@ def test_guidellm_subagents_are_conversations_of_their_own(tmp_path: Path) -> No
     assert [drawn.context_tokens(i) for i in range(3)] == [1000, 1250, 500]
     # From the answer of its own agent, at 102 s, and not from that of the subagent.
     assert drawn.think_ns_N.tolist() == [0, 6_000_000_000, 0]
+
+
+@pytest.mark.parametrize("of_03", [False, True])
+def test_a_sample_of_guidellm_s_requests_is_no_trace(tmp_path: Path, of_03: bool) -> None:
+    report = json.loads((DATA / "guidellm.json").read_text())
+    benchmark = report["benchmarks"][0]
+    totals = {"successful": 1000, "incomplete": 0, "errored": 0, "total": 1000}
+    benchmark |= {"request_totals": totals} if of_03 else {"metrics": {"request_totals": totals}}
+    path = tmp_path / "benchmarks.json"
+    path.write_text(json.dumps(report))
+    # Twenty of a thousand requests would be a fiftieth of the load that was measured.
+    with pytest.raises(UserError, match=r"requests\.successful: holds 4 of 1,000 requests.*sample_size"):
+        read_trace(path)
+    totals["successful"] = 3  # those of the measured part; the warm-up is listed too
+    path.write_text(json.dumps(report))
+    assert len(read_trace(path)) == 4
+
+
+def test_answers_that_were_cut_off_are_said(tmp_path: Path) -> None:
+    report = json.loads((DATA / "guidellm.json").read_text())
+    requests = report["benchmarks"][0]["requests"]
+    requests["incomplete"] = [requests["successful"].pop()]
+    path = tmp_path / "benchmarks.json"
+    path.write_text(json.dumps(report))
+    trace = read_trace(path)
+    assert (len(trace), trace.cut) == (4, 1)
+    assert "1 cut off when they were recorded" in trace.reading
 
 
 def test_guidellm_before_it_had_info(tmp_path: Path) -> None:
@@ -552,6 +580,48 @@ def test_a_child_whose_context_lacks_the_answer_before_begins_a_conversation(tmp
     assert [drawn.context_tokens(i) for i in range(4)] == [521, 700, 400, 500]
 
 
+def test_rows_without_a_prompt_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text(SIMPLE + "0,0,2\n1,5,0\n")
+    said = read_trace(path).reading
+    assert "1 without a prompt's tokens and played with one" in said
+    assert "1 without an answer's tokens and played with one" in said
+
+
+def test_times_that_stand_for_no_time_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    for year in ("0001", "9999"):
+        path.write_text(AZURE + f"{year}-01-01 00:00:00,3,4\n")
+        with pytest.raises(UserError, match="line 3, column TIMESTAMP"):
+            read_trace(path)
+
+
+def test_a_session_called_none_is_no_conversation_of_strangers(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("at_s,prompt_tokens,output_tokens,session\n0,10,2,nan\n1,10,2,nan\n")
+    with pytest.raises(UserError, match=r"line 2, column session: .nan. .*leave it empty"):
+        read_trace(path)
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("at_s,prompt_tokens,output_tokens,prompt_tokens\n0,10,2,999\n")
+    with pytest.raises(UserError, match="line 1: has two columns prompt_tokens"):
+        read_trace(path)
+
+
+def test_a_pipe_is_refused_because_its_beginning_would_be_lost(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    pipe = os.open(path, os.O_RDWR)  # both ends, so that nobody waits for anybody
+    try:
+        os.write(pipe, (MOONCAKE * 2).encode())
+        with pytest.raises(UserError, match=r"is no file but a pipe.*save what it gives"):
+            read_trace(path)
+    finally:
+        os.close(pipe)
+
+
 def test_azure_counts_images_and_takes_quotes(tmp_path: Path) -> None:
     path = tmp_path / "week.csv"
     path.write_text(
@@ -611,6 +681,23 @@ def test_inference_perf() -> None:
     assert trace.output.tolist() == [16, 32]
     assert trace.skipped == 1
     assert trace.session is None
+
+
+def test_inference_perf_counts_prompts_where_it_will(tmp_path: Path) -> None:
+    rows = [
+        {
+            "start_time": 10.0 + k,
+            "end_time": 11.0 + k,
+            "info": {"request_metrics": {"text": {"input_tokens": 120}}, "response_metrics": {"output_tokens": 16}},
+            "error": error,
+        }
+        for k, error in enumerate([None, {"error_type": "TimeoutError", "error_msg": "cut"}])
+    ]
+    path = tmp_path / "per_request_lifecycle_metrics.json"
+    path.write_text(json.dumps(rows))
+    trace = read_trace(path)
+    assert (trace.prompt.tolist(), trace.output.tolist()) == ([120, 120], [16, 16])
+    assert (trace.skipped, trace.cut) == (0, 1)
 
 
 def test_inference_perf_sessions_are_conversations_where_one_request_follows_another(tmp_path: Path) -> None:

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from breakeven.errors import UserError
-from breakeven.runs.bench import MIN_TURNS, TURN_WARM_UP_S, name_of, rate_loads, rounds, trace_turns
+from breakeven.forecast.simulated import load_name
+from breakeven.measure.load.compared import axis_value
+from breakeven.runs.bench import MIN_TURNS, TURN_WARM_UP_S, NamedLoad, name_of, rate_loads, rounds, trace_turns
 from breakeven.traffic.draw import draw
 from breakeven.traffic.schedule import DEPENDS, context_of
 from breakeven.traffic.traces.read import read_trace
+from breakeven.traffic.traces.rows import TraceRows
 from breakeven.traffic.words import Words, traffic_of
 from breakeven.traffic.workload import Agents, Arrivals, Length, Slo, Workload
 
@@ -74,6 +77,10 @@ def test_a_trace_brings_lengths_and_its_end(trace: Path) -> None:
         (Words(rate="1", slo="ttft=1s,speed=3"), "column 9"),
         (Words(rate="1", prompt="long"), "'long'"),
         (Words(trace=Path("nowhere.csv")), "nowhere.csv"),
+        (Words(concurrency="4", arrivals="gamma:3"), "--arrivals gamma:3 goes with --rate"),
+        (Words(concurrency="4", arrivals="ramp:1-9"), "--arrivals ramp:1-9 goes with --rate"),
+        (Words(arrivals="constant"), "--arrivals constant goes with --rate"),
+        (Words(rate="2", think="3s"), "--think"),
     ],
 )
 def test_words_that_make_no_sense_are_named(words: Words, says: str) -> None:
@@ -116,6 +123,65 @@ def test_turns_on_a_trace_count_every_request_once(trace: Path, speed: float) ->
         assert turn.workload.warm_up_s == (0 if turn.round == 0 else TURN_WARM_UP_S)
         counted += schedule.prompt_N[~schedule.warm_N].tolist()
     assert counted == rows.prompt[rows.at_ns < 600e9].tolist()
+
+
+def counted(turns: list[NamedLoad], rows: TraceRows) -> list[list[int]]:
+    """The prompts of every turn that count."""
+    schedules = [draw(turn.workload, rows) for turn in turns]
+    return [schedule.prompt_N[~schedule.warm_N].tolist() for schedule in schedules]
+
+
+@pytest.mark.parametrize("speed", ["0.7", "1", "3"])
+@pytest.mark.parametrize("gap", [1, 7])
+def test_turns_on_a_trace_with_pauses_count_every_request_once(tmp_path: Path, speed: str, gap: int) -> None:
+    path = tmp_path / "bursts.csv"
+    times = [burst * 1000 + gap * k for burst in (0, 1, 7) for k in range(5)]
+    path.write_text("at_s,prompt_tokens,output_tokens\n" + "".join(f"{at},{10 + i},3\n" for i, at in enumerate(times)))
+    rows = read_trace(path)
+    turns = trace_turns(traffic_of(Words(trace=path, speed=float(speed))).workloads[0], rows)
+    found = counted(turns, rows)
+    assert all(found)
+    assert len(found) > 1
+    assert [prompt for turn in found for prompt in turn] == [10 + i for i in range(len(times))]
+
+
+def test_a_trace_of_one_request_is_one_turn(tmp_path: Path) -> None:
+    path = tmp_path / "one.csv"
+    path.write_text("at_s,prompt_tokens,output_tokens\n5,10,3\n")
+    rows = read_trace(path)
+    assert counted(trace_turns(traffic_of(Words(trace=path)).workloads[0], rows), rows) == [[10]]
+    path.write_text("at_s,prompt_tokens,output_tokens\n0,10,3\n1700000000,11,3\n")  # no clock was set at first
+    rows = read_trace(path)
+    assert counted(trace_turns(traffic_of(Words(trace=path)).workloads[0], rows), rows) == [[10], [11]]
+
+
+def test_turns_on_a_trace_obey_warm_up_duration_and_requests(trace: Path) -> None:
+    rows = read_trace(trace)
+    every = rows.prompt.tolist()  # one every 2 s
+    (workload,) = traffic_of(Words(trace=trace, warm_up="30s", duration="200s")).workloads
+    turns = trace_turns(workload, rows)
+    assert [turn.workload.warm_up_s for turn in turns] == [30.0] * MIN_TURNS
+    assert [prompt for turn in counted(turns, rows) for prompt in turn] == every[15:115]
+    (workload,) = traffic_of(Words(trace=trace, requests=41)).workloads
+    turns = trace_turns(workload, rows)
+    assert len(turns) == MIN_TURNS
+    assert [prompt for turn in counted(turns, rows) for prompt in turn] == every[:41]
+
+
+def test_a_trace_of_conversations_is_played_as_one_run_is(tmp_path: Path) -> None:
+    path = tmp_path / "talk.csv"
+    path.write_text("at_s,prompt_tokens,output_tokens,session\n0,10,3,a\n9,11,3,a\n20,12,3,b\n")
+    rows = read_trace(path)
+    (workload,) = traffic_of(Words(trace=path, warm_up="10s")).workloads
+    (turn,) = trace_turns(workload, rows)
+    assert turn.workload == workload
+
+
+def test_a_rate_of_conversations_is_not_called_one_of_requests() -> None:
+    (workload,) = traffic_of(Words(rate="2", turns=3, think="1s")).workloads
+    assert name_of(workload) == "2 conversations/s"
+    assert axis_value(workload) == ("conversations/s", 2.0)
+    assert load_name(draw(workload)) == "2 conversations/s"
 
 
 def test_an_empty_window_is_refused(trace: Path) -> None:
@@ -191,3 +257,11 @@ def test_one_seed_gives_one_crowd_of_agents() -> None:
 def test_agents_that_make_no_sense(words: Words, message: str) -> None:
     with pytest.raises(UserError, match=message):
         traffic_of(words)
+
+
+def test_prefixes_that_a_trace_shares_and_a_run_does_not_are_said() -> None:
+    path = Path(__file__).parent / "data" / "traces" / "mooncake.jsonl"
+    said = "says which prompts begin alike, and none does here: --sharing of bench lets them"
+    assert said in traffic_of(Words(trace=path)).notes[-1]
+    for words in (Words(trace=path, sharing=True), Words(trace=path, prompt="64")):
+        assert said not in " ".join(traffic_of(words).notes)

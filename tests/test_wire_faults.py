@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import msgspec
 import pytest
 from golden_server import Script, golden_server
 from wire_fixtures import DONE, answer_to, call_of, on_both_loops, pool_of, raw_server, send
@@ -295,3 +296,35 @@ async def test_a_server_that_counts_nothing_is_measured_by_its_pieces() -> None:
     assert (done.error, done.output_tokens, done.anomalies) == (None, 8, ["no_usage"])
     assert done.usage is not None
     assert done.usage.prompt_tokens == done.prompt_tokens == 5, "what it says of the prompt stays"
+
+
+@on_both_loops
+async def test_a_stream_that_nobody_counted_is_not_called_short() -> None:
+    # Four pieces may well be eight tokens: nothing says so.
+    done = await answer_to(stream_of(4, b'"completion_tokens":0'), ignore_eos=True)
+    assert (done.error, done.output_tokens, done.anomalies) == (None, 4, ["no_usage"])
+    done = await answer_to(stream_of(4, b'"completion_tokens":7'), ignore_eos=True)
+    assert (done.error, done.detail) == ("short", "7 tokens came of 8 asked for")
+
+
+@on_both_loops
+async def test_a_prompt_counted_as_nothing_was_not_counted() -> None:
+    raw = stream_of(8, b'"completion_tokens":8').replace(b'"prompt_tokens":5', b'"prompt_tokens":0')
+    done = await answer_to(raw, prompt_tokens=40)
+    assert (done.error, done.prompt_tokens, done.output_tokens) == (None, 40, 8)
+
+
+@on_both_loops
+async def test_counts_beyond_all_reason_are_none_and_the_log_is_read_again() -> None:
+    aloud = b'"timings":{"prompt_n":5,"prompt_ms":1.0,"predicted_n":5000000000,"predicted_ms":1.0}'
+    for told in (aloud, b'"usage":{"prompt_tokens":5,"completion_tokens":5000000000}'):
+        last = b'data: {"choices":[{"text":"a","finish_reason":"stop"}],%s}\n\ndata: [DONE]\n\n' % told
+        done = await answer_to(b"HTTP/1.1 200 OK\r\n\r\n" + last)
+        assert (done.error, done.output_tokens, done.anomalies) == (None, 1, ["odd_event", "no_usage"])
+        assert msgspec.json.decode(msgspec.json.encode(done), type=RequestDone) == done
+
+
+@on_both_loops
+async def test_words_in_the_place_of_a_stream_are_passed_on() -> None:
+    done = await answer_to(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nyour quota is spent")
+    assert (done.error, done.detail) == ("broken_stream", "the stream ends inside an event: your quota is spent")

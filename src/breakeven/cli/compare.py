@@ -34,6 +34,7 @@ from breakeven.cli.words import duration as duration_of
 from breakeven.errors import BreakevenError, UserError
 
 app = typer.Typer()
+ROUNDS = 2
 
 EXAMPLES = """Measure two or more models against each other on this machine and say which to run.
 
@@ -77,9 +78,11 @@ def compare(
     arrivals: Annotated[str, typer.Option(help="With --rate: constant, poisson, gamma:CV, agents.")] = "poisson",
     speed: Speed = 1.0,
     window: Window = None,
-    duration: Annotated[str | None, typer.Option(help="With --rate: measured time a turn.", show_default="60s")] = None,
-    warm_up: Annotated[str | None, typer.Option(help="With --rate: same traffic before a turn, not counted.")] = None,
-    rounds: Annotated[int, typer.Option(help="With --rate: turns a candidate gets at each.")] = 2,
+    duration: Annotated[
+        str | None, typer.Option(help="Measured time a turn; of a trace, in all.", show_default="60s")
+    ] = None,
+    warm_up: Annotated[str | None, typer.Option(help="Same traffic before a turn, not counted.")] = None,
+    rounds: Annotated[int, typer.Option(help="With --rate: turns a candidate gets at each.")] = ROUNDS,
     slo: Annotated[str | None, typer.Option(help="Under load, what a good request keeps: ttft=1s,tpot=80ms.")] = None,
     engine: Engine = None,
     gpu_layers: GpuLayers = None,
@@ -103,7 +106,9 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json instead of the summary.")] = False,
     demo: Annotated[bool, typer.Option("--demo", help="Compare the largest prepared pair that fits here.")] = False,
 ) -> None:
-    if rate is not None or trace is not None:
+    if trace is not None and rounds != ROUNDS:
+        raise UserError(f"--rounds {rounds} repeats a --rate; a trace is played once, in turns")
+    if rate is not None or trace is not None or arrivals.startswith(("steps", "ramp")):
         traffic = breakeven.Traffic(
             rate=rate,
             trace=trace,
@@ -137,8 +142,12 @@ def compare(
         )
         _under_load(models or [], traffic, rounds, options, quiet=quiet, full=full, as_json=as_json)
         return
-    if trace_format is not None:
-        raise UserError("--trace-format says how to read a --trace; give one, or leave it out")
+    loaded = {"--trace-format": trace_format, "--window": window, "--duration": duration, "--warm-up": warm_up}
+    loaded |= {"--slo": slo, "--arrivals": None if arrivals == "poisson" else arrivals}
+    loaded |= {"--speed": None if speed == 1.0 else str(speed)}
+    for option, value in loaded.items():
+        if value is not None:
+            raise UserError(f"{option} {value} is of traffic; give it with --rate or --trace, or leave it out")
     if not re.fullmatch(r"\d+(,\d+)*", streams):
         raise UserError(f"--streams {streams!r}: give whole numbers separated by commas, such as 1,2,4,8")
     if seed < 0:

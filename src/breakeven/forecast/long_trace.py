@@ -74,7 +74,7 @@ def simulate_long_trace(
     point = _point(tallies, reading, speed, slo)
     study = study_of(model, [point], policy=policy, fleet=fleet, slo=slo, workload=workload, machine=machine)
     unit = next(trace_parts(path, 1, form)).unit
-    said = told_apart(anew=found["anew"], empty=found["empty"], images=found["images"], pictured=found["pictured"])
+    said = told_apart(**found)
     note = "; ".join([f"{path.name} is read in parts; its numbers: {unit}", *said])
     return msgspec.structs.replace(study, notes=[note, *study.notes])
 
@@ -86,6 +86,7 @@ def _requests(
     found.clear()
     for part in trace_parts(path, rows, form):
         found["anew"] += part.anew
+        found["blank"] += int((part.prompt == 0).sum())
         found["empty"] += int((part.output == 0).sum())
         if part.images is not None:
             found["images"] += int(part.images.sum())

@@ -197,14 +197,12 @@ def queue_grows(run: Simulation) -> bool:
 
 
 def load_name(schedule: Schedule) -> str:
-    """A load as people say it: "2 req/s", "8 streams", "trace x0.5"."""
-    arrivals = schedule.workload.arrivals
+    """A load as people say it: "2 req/s", "2 conversations/s", "8 streams", "trace x0.5"."""
+    arrivals, unit = schedule.workload.arrivals, schedule.workload.rate_unit
     if arrivals.is_closed:
         return f"{arrivals.concurrency} stream{'s' if arrivals.concurrency != 1 else ''}"
-    if arrivals.process in _RATED and arrivals.rate_per_s is not None:
-        return f"{arrivals.rate_per_s:g} req/s"
-    if arrivals.agents is not None:
-        return f"{arrivals.rate_per_s:g} sessions/s"
+    if (arrivals.process in _RATED and arrivals.rate_per_s is not None) or arrivals.agents is not None:
+        return f"{arrivals.rate_per_s:g} {unit}"
     return f"trace x{arrivals.rate_scale:g}" if arrivals.process == "trace" else arrivals.process
 
 

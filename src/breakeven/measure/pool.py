@@ -206,7 +206,8 @@ class Recording(Exchange):
             block=call.block,
             model=backend.model,
             stream=call.index,
-            prompt_tokens=usage.prompt_tokens if usage is not None else call.prompt_tokens,
+            # A server that counts nothing of a prompt (a cached one, to some) has not told what it holds.
+            prompt_tokens=(usage.prompt_tokens if usage is not None else 0) or call.prompt_tokens,
             output_tokens=count,
             due_ns=self.issued_ns if call.due_ns is None else call.due_ns,
             sent_ns=self.sent_ns or self.issued_ns,

@@ -17,9 +17,10 @@ from breakeven.pages.figures.comparison import figures_of
 from breakeven.pages.figures.figure import Figure, Missing
 from breakeven.pages.figures.latency import delay_curve, goodput_curve
 from breakeven.pages.figures.trials import dot_plots, trials_plot
-from breakeven.pages.load_terminal import met_text, number_of, warnings_of
+from breakeven.pages.load_terminal import met_text, number_of, tokens_told, warnings_of
 from breakeven.pages.load_words import (
     Unit,
+    capacity_rows,
     ceiling_share,
     ceiling_text,
     client_text,
@@ -231,6 +232,7 @@ def render_load(study: LoadStudy) -> str:
         delay=delay,
         offered=offered_text,
         rate=rate_text,
+        tokens=tokens_told,
         good=good_cell,
         counts=counts_text,
         about=about,
@@ -240,7 +242,7 @@ def render_load(study: LoadStudy) -> str:
         queue=queue_cells,
         differences=by_models(study.differences, METRICS),
         ratio_places=words.RATIO_PLACES,
-        rows=workload_rows(study.workload, study.slo, study.points),
+        rows=workload_rows(study.workload, study.slo, study.points, study.models),
     )
 
 
@@ -268,7 +270,7 @@ def render_capacity(study: CapacityStudy) -> str:
             load=number_of,
             good=good_cell,
             met=met_text,
-            rows=[*workload_rows(study.workload, study.slo), target],
+            rows=[*capacity_rows(study), target],
         )
     )
 

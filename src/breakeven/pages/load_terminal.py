@@ -32,6 +32,7 @@ from breakeven.pages.load_words import (
     share_text,
     slo_words,
     steady_text,
+    think_words,
     units_of,
     workload_rows,
 )
@@ -47,7 +48,7 @@ from breakeven.pages.terminal import (
     say_tables,
     shortened,
 )
-from breakeven.pages.words import NO_DIFFERENCE, grouped, number, percent_text, winner_text
+from breakeven.pages.words import NO_DIFFERENCE, grouped, percent_text, winner_text
 from breakeven.results.load import CapacityStudy, Check, Limit, LoadPoint, LoadStudy, Trial
 from breakeven.results.metrics import metric_of
 from breakeven.stats.percentiles import Percentile
@@ -111,7 +112,7 @@ def print_load(study: LoadStudy, console: Console, page: Path | None, *, full: b
 
     def traffic(say: Say) -> None:
         say()
-        for name, text in workload_rows(study.workload, study.slo, study.points):
+        for name, text in workload_rows(study.workload, study.slo, study.points, study.models):
             say(f"{name}: {text}.", "dim")
         say(f"The run {ended_text(study.stopped_because)}.", "dim")
 
@@ -147,6 +148,8 @@ def print_capacity(study: CapacityStudy, console: Console, page: Path | None, *,
             f"more, decided at {percent_text(study.confidence)} confidence; brackets hold 95 % intervals.",
             "dim",
         )
+        if study.users is not None and (pause := think_words(study)):
+            say(f"Users: {pause}.", "dim")
         say(
             f"{describe_model(study.model) or study.model.name}. The search {ended_text(study.stopped_because)}.", "dim"
         )
@@ -190,6 +193,11 @@ def _points(study: LoadStudy, width: int, say: Say) -> None:
         say(f"{named}. TTFT and E2E count from when a request was due. Brackets hold 95 % intervals.", "dim")
 
 
+def tokens_told(point: LoadPoint) -> float | None:
+    """Output tokens a second; None where answers came and nobody counted them."""
+    return point.output_tokens_per_s if point.output_tokens_mean is not None or not point.answered else None
+
+
 def _groups(study: LoadStudy, units: dict[str, Unit]) -> list[Columns]:
     """Column groups in reading order; goodput only where a service level was asked for."""
 
@@ -203,7 +211,7 @@ def _groups(study: LoadStudy, units: dict[str, Unit]) -> list[Columns]:
     groups = [
         Columns(
             ("offered", "achieved", "out tok/s"),
-            lambda point: (offered_text(point), rate_text(point.requests_per_s), number(point.output_tokens_per_s)),
+            lambda point: (offered_text(point), rate_text(point.requests_per_s), rate_text(tokens_told(point))),
         )
     ]
     if any(point.good is not None for point in study.points):

@@ -207,10 +207,14 @@ def prompts_text(point: LoadPoint) -> str:
         return NOT_AVAILABLE
     prompt = NOT_AVAILABLE if point.prompt_tokens_mean is None else number(point.prompt_tokens_mean)
     output = NOT_AVAILABLE if point.output_tokens_mean is None else number(point.output_tokens_mean)
-    exact = "exactly as asked" if point.exact_prompts else "not exactly as asked"
+    untold = point.anomalies.get("no_usage", 0)
+    exact = f"not {'' if untold < point.answered else 'known to be '}exactly as asked"
+    exact = "exactly as asked" if point.exact_prompts else exact
     kept = (
         f", {percent_text(point.cached_prompt_share)} of prompts kept from before" if point.cached_prompt_share else ""
     )
+    if untold:
+        kept += f"; {untold:,} answers came without counts: prompts as planned, a token for each piece of a stream"
     return f"on average {prompt} prompt tokens ({exact}) and {output} output tokens{kept}"
 
 
@@ -275,22 +279,23 @@ def _exact(seconds: float) -> str:
     return f"{seconds * 1e3:g} ms" if seconds < 1 else f"{seconds:g} s"
 
 
-def arrivals_words(arrivals: Arrivals) -> str:
-    """When requests come, as a clause."""
-    rate = f"{arrivals.rate_per_s:g} req/s" if arrivals.rate_per_s is not None else "the rate given"
+def arrivals_words(arrivals: Arrivals, unit: str = "req/s") -> str:
+    """When requests come, as a clause. `unit`: what a rate counts (`Workload.rate_unit`)."""
+    rate = f"{arrivals.rate_per_s:g} {unit}" if arrivals.rate_per_s is not None else "the rate given"
     if arrivals.process == "closed":
         think = f", each waiting {_exact(arrivals.think_s)} after an answer" if arrivals.think_s else ""
         return f"closed loop: {arrivals.concurrency} at once{think}"
     if arrivals.process == "constant":
-        return f"open loop: one request every {_exact(1 / arrivals.rate_per_s)}" if arrivals.rate_per_s else "constant"
+        one = "one request" if unit == "req/s" else "one conversation"
+        return f"open loop: {one} every {_exact(1 / arrivals.rate_per_s)}" if arrivals.rate_per_s else "constant"
     if arrivals.process == "poisson":
         return f"open loop: Poisson at {rate}"
     if arrivals.process == "gamma":
         return f"open loop: Gamma at {rate}, coefficient of variation {arrivals.cv:g}"
     if arrivals.process == "ramp":
-        return f"open loop: Poisson rising from {rate} to {arrivals.to_rate_per_s or 0:g} req/s"
+        return f"open loop: Poisson rising from {rate} to {arrivals.to_rate_per_s or 0:g} {unit}"
     if arrivals.process == "steps":
-        steps = ", ".join(f"{rate:g} req/s for {_exact(seconds)}" for rate, seconds in arrivals.steps)
+        steps = ", ".join(f"{rate:g} {unit} for {_exact(seconds)}" for rate, seconds in arrivals.steps)
         return f"open loop: Poisson at {steps}"
     if arrivals.process == "trace":
         scale = f", {arrivals.rate_scale:g} times as fast" if arrivals.rate_scale != 1 else ""
@@ -318,16 +323,17 @@ def length_words(length: Length | None) -> str:
     return f"{length.kind}, mean {length.mean:g}, standard deviation {length.sd:g} tokens{clipped}"
 
 
-def several_words(arrivals: Arrivals, points: Sequence[LoadPoint]) -> str:
+def several_words(workload: Workload, points: Sequence[LoadPoint]) -> str:
     """When requests came, where one study tried several rates or numbers of streams."""
+    arrivals, unit = workload.arrivals, workload.rate_unit
     rates = sorted({point.rate_per_s for point in points if point.rate_per_s is not None})
     streams = sorted({point.concurrency for point in points if point.concurrency is not None})
     if arrivals.process in ("constant", "poisson", "gamma") and len(rates) > 1:
         spread = f", coefficient of variation {arrivals.cv:g}" if arrivals.process == "gamma" else ""
-        return f"open loop: {arrivals.process.capitalize()} at {_listed(rates)} req/s{spread}"
+        return f"open loop: {arrivals.process.capitalize()} at {_listed(rates)} {unit}{spread}"
     if arrivals.process == "closed" and len(streams) > 1:
-        return arrivals_words(arrivals).replace(f"{arrivals.concurrency} at once", f"{_listed(streams)} at once")
-    return arrivals_words(arrivals)
+        return arrivals_words(arrivals, unit).replace(f"{arrivals.concurrency} at once", f"{_listed(streams)} at once")
+    return arrivals_words(arrivals, unit)
 
 
 def _listed(values: Sequence[float]) -> str:
@@ -353,12 +359,14 @@ def _output_words(workload: Workload) -> str:
     return length_words(workload.output)
 
 
-def workload_rows(workload: Workload, slo: Slo | None, points: Sequence[LoadPoint] = ()) -> list[tuple[str, str]]:
-    """Name and value of everything about the traffic that a reader needs to judge the numbers."""
+def workload_rows(
+    workload: Workload, slo: Slo | None, points: Sequence[LoadPoint] = (), models: Sequence[LoadModel] = ()
+) -> list[tuple[str, str]]:
+    """Name and value of all about the traffic of `models` (some chat alone) that one needs to judge the numbers."""
     ends = [_exact(workload.duration_s)] if workload.duration_s is not None else []
     ends += [f"{workload.requests} requests"] if workload.requests is not None else []
     rows = [
-        ("Arrivals", several_words(workload.arrivals, points)),
+        ("Arrivals", several_words(workload, points)),
         ("Prompts", _prompt_words(workload)),
         ("Outputs", _output_words(workload)),
         ("Service level", slo_words(slo)),
@@ -369,7 +377,24 @@ def workload_rows(workload: Workload, slo: Slo | None, points: Sequence[LoadPoin
         rows.append(("Conversations", f"{workload.turns} turns, {_exact(workload.turn_think_s)} between them"))
     if workload.languages:
         rows.append(("Languages", ", ".join(workload.languages)))
-    endpoint = "chat completions" if workload.chat else "completions"
+    only = [model.name for model in models if model.settings.get("route") == "chat"]
+    chat = workload.chat or (bool(only) and len(only) == len(models))
+    endpoint = "chat completions" if chat else "completions" + (f", as a chat of {', '.join(only)}" if only else "")
     rows.append(("Requests", f"{endpoint}, {'streamed' if workload.stream else 'not streamed'}"))
     rows.append(("Seed", str(workload.seed)))
     return rows
+
+
+def capacity_rows(study: CapacityStudy) -> list[tuple[str, str]]:
+    """The same of a search: the arrivals, warm-up and end of its workload are those of the first look alone."""
+    found = workload_rows(study.workload, study.slo, models=[study.model])
+    rows = [row for row in found if row[0] not in ("Arrivals", "Warm-up", "Ends after")]
+    tried = ["open loop: Poisson at each rate tried"] if study.rate is not None else []
+    if study.users is not None:
+        tried.append(f"closed loop: so many users at once, {think_words(study) or 'with pauses that were not told'}")
+    return [("Arrivals", "; ".join(tried) or "one request at a time"), *rows]
+
+
+def think_words(study: CapacityStudy) -> str:
+    """What a user of the search does; empty where none was tried, or it was not told then."""
+    return "" if study.think_s is None else f"each asking again {_exact(study.think_s)} after an answer"

@@ -83,7 +83,7 @@ class LoadPoint(msgspec.Struct, frozen=True, kw_only=True):
     load: str
     """Name of the load in this study: "2 req/s", "8 streams", "trace x0.5"."""
     rate_per_s: float | None
-    """Offered, requests/s; None in a closed loop."""
+    """Offered, requests/s, of several turns conversations/s; None in a closed loop."""
     concurrency: int | None
     requests: int
     answered: int
@@ -240,6 +240,8 @@ class CapacityStudy(msgspec.Struct, frozen=True, kw_only=True):
     users: Limit | None
     headline: str
     caveats: list[str] = []
+    think_s: float | None = None
+    """What a user waited between an answer and the next request; None: no number of users was tried."""
 
 
 class CheckedMetric(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from breakeven.engines.source import parse_source, parse_sources
 from breakeven.errors import UserError
@@ -37,17 +38,17 @@ class NamedLoad:
 
 
 def name_of(workload: Workload) -> str:
-    """What a load is called: "2 req/s", "8 streams", "trace x0.5"."""
-    arrivals = workload.arrivals
+    """What a load is called: "2 req/s", "2 conversations/s", "8 streams", "trace x0.5"."""
+    arrivals, unit = workload.arrivals, workload.rate_unit
     if arrivals.is_closed:
         return f"{arrivals.concurrency} stream{'' if arrivals.concurrency == 1 else 's'}"
     if arrivals.process == "trace":
         return f"{Path(arrivals.trace or 'trace').stem} x{arrivals.rate_scale:g}"
     if arrivals.process == "steps":
-        return "steps " + ", ".join(f"{rate:g} req/s {seconds:g} s" for rate, seconds in arrivals.steps)
+        return "steps " + ", ".join(f"{rate:g} {unit} {seconds:g} s" for rate, seconds in arrivals.steps)
     if arrivals.to_rate_per_s is not None:
-        return f"{arrivals.rate_per_s:g} to {arrivals.to_rate_per_s:g} req/s"
-    return f"{arrivals.rate_per_s:g} {'sessions/s' if arrivals.agents is not None else 'req/s'}"
+        return f"{arrivals.rate_per_s:g} to {arrivals.to_rate_per_s:g} {unit}"
+    return f"{arrivals.rate_per_s:g} {unit}"
 
 
 def rounds(workload: Workload, n: int) -> list[NamedLoad]:
@@ -153,22 +154,47 @@ def rate_loads(workloads: Sequence[Workload], n_rounds: int) -> list[NamedLoad]:
 def trace_turns(workload: Workload, trace: TraceRows, turn_s: float = TURN_S) -> list[NamedLoad]:
     """A trace cut into turns of about `turn_s` seconds of playing time, each a round of one load.
 
-    A turn begins with the TURN_WARM_UP_S before it, which do not count. A session that spans two turns is cut there,
-    which is why a trace with sessions is played in one piece.
+    As in one run, the first `warm_up_s` do not count, and `duration_s` and `requests` say where what counts ends. Every
+    later turn begins with as much of what lies before it, TURN_WARM_UP_S at least, which does not count either. A
+    session that spans two turns would be cut there, which is why a trace with sessions is played in one piece.
     """
-    arrivals = workload.arrivals
-    start_s = arrivals.start_s
-    end_s = arrivals.end_s if arrivals.end_s is not None else trace.span_s
-    length_s = (end_s - start_s) / arrivals.rate_scale
-    if length_s <= 0:
-        raise UserError(f"the window of the trace is empty ({start_s:g} to {end_s:g} s); give another --window")
-    n = 1 if trace.session is not None else max(MIN_TURNS, math.ceil(length_s / turn_s))
+    arrivals, scale, requests = workload.arrivals, workload.arrivals.rate_scale, workload.requests
+    start_s, last_s = arrivals.start_s + workload.warm_up_s * scale, arrivals.end_s
+    if workload.duration_s is not None:
+        over_s = start_s + workload.duration_s * scale
+        last_s = over_s if last_s is None else min(last_s, over_s)
+    end_s = trace.span_s if last_s is None else min(last_s, trace.span_s)
+    if end_s <= start_s:
+        raise UserError(
+            f"the window of the trace is empty ({start_s:g} to {end_s:g} s); give another --window, or less --warm-up"
+        )
+    if trace.session is not None:
+        return [NamedLoad(name_of(workload), workload)]
+    first, after = np.searchsorted(trace.at_ns, [round(start_s * 1e9), round(end_s * 1e9)]).tolist()
+    after = len(trace) if last_s is None else after  # the end of a long trace is no nanosecond that a float can tell
+    if requests is not None and first + requests < after:
+        after, end_s = first + requests, float(trace.at_ns[first + requests]) / 1e9
+    n = max(MIN_TURNS, math.ceil((end_s - start_s) / scale / turn_s))
+    # Between two requests, so that none is at an edge; a stretch in which nothing came belongs to the turn before it.
+    at_ns_N = trace.at_ns[first:after]
+    turn_N = ((at_ns_N / 1e9 - start_s) * (n / (end_s - start_s))).astype(np.int64)
+    rows = [first, *(first + 1 + np.flatnonzero(np.diff(turn_N))).tolist()]
+    cuts = [start_s, *((int(trace.at_ns[row - 1]) + int(trace.at_ns[row])) / 2e9 for row in rows[1:])]
     turns = []
-    for k in range(n):
-        begin, end = (start_s + (end_s - start_s) * part / n for part in (k, k + 1))
-        warm_s = min(TURN_WARM_UP_S, (begin - start_s) / arrivals.rate_scale)
-        cut = msgspec.structs.replace(arrivals, start_s=begin - warm_s * arrivals.rate_scale, end_s=end)
-        turn = msgspec.structs.replace(workload, arrivals=cut, warm_up_s=warm_s, seed=workload.seed + k)
+    for k, begin_s in enumerate(cuts):
+        warm_s = workload.warm_up_s if k == 0 else max(TURN_WARM_UP_S, workload.warm_up_s)
+        warm_s = min(warm_s, (begin_s - arrivals.start_s) / scale)
+        last = k == len(cuts) - 1
+        until_s = last_s if last else cuts[k + 1]
+        cut = msgspec.structs.replace(arrivals, start_s=begin_s - warm_s * scale, end_s=until_s)
+        turn = msgspec.structs.replace(
+            workload,
+            arrivals=cut,
+            warm_up_s=warm_s,
+            duration_s=None,
+            requests=requests - (rows[k] - first) if last and requests is not None else None,
+            seed=workload.seed + k,
+        )
         turns.append(NamedLoad(name_of(workload), turn, k))
     return turns
 

@@ -19,7 +19,7 @@ import msgspec
 
 from breakeven.engines.source import parse_source
 from breakeven.errors import BreakevenError, UserError
-from breakeven.measure.events import ClientCeiling, iter_events
+from breakeven.measure.events import ClientCeiling, RequestDone, iter_events
 from breakeven.measure.progress import LoadState
 from breakeven.model.layouts.derive import assuming
 from breakeven.results.load import CapacityStudy
@@ -29,7 +29,7 @@ from breakeven.runs.capacity_study import PROBE, RATE, USERS, Outcome, capacity_
 from breakeven.runs.load import DEFAULT_SLOTS, USEFUL_SHARE, LoadOptions, Session
 from breakeven.stats.sequential import decide
 from breakeven.traffic.draw import draw
-from breakeven.traffic.prompt_file import UNSAID_OUTPUT, read_prompts
+from breakeven.traffic.prompt_file import read_prompts
 from breakeven.traffic.schedule import context_of
 from breakeven.traffic.workload import Arrivals, Length, Slo, Workload
 
@@ -114,7 +114,7 @@ class CapacityOptions:
             prompts=None if own is None else own.source,
             requests=requests,
             warm_up_s=warm_up_s,
-            chat=self.chat,
+            chat=self.chat or (own is not None and own.chat),
             seed=seed,
         )
 
@@ -160,7 +160,7 @@ def capacity(
     )
     with session:
         try:
-            session.because = _Run(session, slo, search).all(alone)
+            session.because = _Run(session, slo, search, float(lengths.output_N.mean())).all(alone)
         except (KeyboardInterrupt, BreakevenError) as error:
             because = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with contextlib.suppress(BreakevenError):  # a full disk must not hide why the run ended
@@ -174,8 +174,10 @@ def capacity(
 class _Run:
     """Plays what the search asks for, as long as the budget lasts."""
 
-    def __init__(self, session: Session, slo: Slo, options: CapacityOptions) -> None:
+    def __init__(self, session: Session, slo: Slo, options: CapacityOptions, output_tokens: float) -> None:
+        """`output_tokens`: of an answer, on average."""
         self._session, self._slo, self._options = session, slo, options
+        self._output_tokens = output_tokens
         self._began = time.monotonic()
 
     def all(self, alone: Workload) -> str:
@@ -184,7 +186,7 @@ class _Run:
         self._session.play(0, alone, load=PROBE)
         probe = self._outcome(PROBE)
         if probe is None or probe.seconds is None or probe.per_s is None:
-            raise BreakevenError("not one request was answered; events.jsonl says why")
+            raise BreakevenError(f"not one request was answered{self._first_failure()}; events.jsonl has them all")
         error = options.plan(start=1, lowest=1, highest=1).error
         bad = probe.requests - probe.good
         if decide(probe.good / probe.spread, bad / probe.spread, options.target_share, error) is False:
@@ -251,8 +253,14 @@ class _Run:
         ceiling = max(tested, key=lambda e: e.requests_per_s, default=None)
         if ceiling is None:
             raise BreakevenError("the client was not tested; events.jsonl says why")
-        by_tokens = ceiling.stream_events_per_s / max(1.0, (self._options.output or Length(mean=UNSAID_OUTPUT)).mean)
+        by_tokens = ceiling.stream_events_per_s / max(1.0, self._output_tokens)
         return USEFUL_SHARE * min(ceiling.requests_per_s, by_tokens)
+
+    def _first_failure(self) -> str:
+        """How the first request that failed did, in the server's own words where it had some."""
+        log = iter_events(self._session.log_path)
+        first = next((e for e in log if isinstance(e, RequestDone) and e.error), None)
+        return "" if first is None else f"; the first one: {first.error}, {first.detail or 'without a word'}"
 
     def _outcome(self, name: str) -> Outcome | None:
         return next((o for o in outcomes(iter_events(self._session.log_path), self._slo) if o.name == name), None)

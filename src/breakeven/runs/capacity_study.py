@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from breakeven.errors import UserError
-from breakeven.measure.events import Event, LoadStudyStarted, StudyStopped, iter_events
+from breakeven.measure.events import Event, LoadStarted, LoadStudyStarted, StudyStopped, iter_events
 from breakeven.measure.load.columns import LoadRun, collect
 from breakeven.measure.load.part import measured_part, meets
+from breakeven.measure.load.points import cached_share
 from breakeven.results.load import CapacityStudy, Limit
 from breakeven.runs.capacity_search import Search, SearchPlan, Tried, bracket, is_monotone, limit_of
+from breakeven.runs.load_study import asked_again
 from breakeven.stats.sequential import decide, spread
 from breakeven.traffic.workload import Slo, slo_text
 
@@ -85,7 +87,7 @@ def capacity_study(log: Path, because: str | None = None) -> CapacityStudy:
 
     Raises UserError when `log` holds none.
     """
-    opening, said = _frame(log)
+    opening, said, think_s = _frame(log)
     if opening is None or opening.slo is None or opening.target_share is None or opening.confidence is None:
         raise UserError(f"{log} holds no capacity search; `breakeven capacity` writes one")
     tried = outcomes(iter_events(log), opening.slo)
@@ -110,19 +112,32 @@ def capacity_study(log: Path, because: str | None = None) -> CapacityStudy:
         rate=rate,
         users=users,
         headline=next((each.sentence for each in (users, rate) if each), "No load was measured to its end."),
-        caveats=opening.caveats,
+        caveats=[*opening.caveats, *_asked_again(log, opening)],
+        think_s=think_s,
     )
 
 
-def _frame(log: Path) -> tuple[LoadStudyStarted | None, str]:
+def _asked_again(log: Path, opening: LoadStudyStarted) -> list[str]:
+    """Whether own prompts were asked again and again, as they are in nearly every search."""
+    if opening.workload.prompts is None:
+        return []
+    runs = collect(iter_events(log))
+    share = cached_share([measured_part(run) for run in runs])
+    return asked_again(opening.models[0].name, opening.workload, sum(len(run.requests) for run in runs), share)
+
+
+def _frame(log: Path) -> tuple[LoadStudyStarted | None, str, float | None]:
+    """The opening of a search, why it ended, and how long its users think."""
     opening: LoadStudyStarted | None = None
-    because = "killed"
+    because, think_s = "killed", None
     for event in iter_events(log):
         if isinstance(event, LoadStudyStarted) and event.kind == "capacity":
             opening, because = opening or event, "killed"
         elif isinstance(event, StudyStopped):
             because = event.because
-    return opening, because
+        elif isinstance(event, LoadStarted) and event.load != PROBE and event.workload.arrivals.is_closed:
+            think_s = event.workload.arrivals.think_s
+    return opening, because, think_s
 
 
 def _limit(axis: str, tried: Iterable[Outcome], plan: SearchPlan, target: str) -> Limit | None:

@@ -24,12 +24,16 @@ from breakeven.results.load import NOTHING_ANSWERED, Crossing, LoadDifference, L
 from breakeven.results.metrics import metric_of
 from breakeven.results.point import of_load
 from breakeven.stats.percentiles import wilson
-from breakeven.traffic.workload import Slo, slo_text
+from breakeven.traffic.workload import Slo, Workload, slo_text
 
 HEADLINE_METRICS = ("capacity_per_s", "goodput_per_s", "tpot_s", "ttft_s")
 """What a verdict under load rests on, the first that tells the candidates apart."""
 FEW = 0.01
 """Shares of failures no further apart than this leave what was answered comparable."""
+LITTLE = 0.01
+"""A smaller share of prompts kept from before changes no number."""
+LONGER = 1.1
+"""Mean lengths of answers that differ by more than this factor are not the same work."""
 CLOCK_STEP = "The wall clock was moved by {step:.3g} s during the run; no time here is taken from it."
 
 
@@ -56,7 +60,15 @@ def load_study(log: Path) -> LoadStudy:
         differences=found,
         crossings=crossed,
         headline=headline(points, found, crossed, opening.slo),
-        caveats=[*opening.caveats, *notes, *_without(opening.models), *_unanswered(points, refused)],
+        caveats=[
+            *opening.caveats,
+            *notes,
+            *_without(opening.models),
+            *_asked_again(opening.workload, points),
+            *_unlike(points),
+            *_shortened(points),
+            *_unanswered(points, refused),
+        ],
     )
 
 
@@ -95,15 +107,67 @@ def _without(models: Sequence[LoadModel]) -> list[str]:
 
 
 def _unanswered(points: Sequence[LoadPoint], refused: Mapping[str, RequestDone]) -> list[str]:
-    """For each model of which every request failed, how the first one did."""
+    """For each model of which requests failed, how the first one did, in its server's own words."""
     found = []
     for name in dict.fromkeys(point.model for point in points):
         mine = [point for point in points if point.model == name]
-        if any(point.answered or not point.requests for point in mine):
-            continue
         first = refused.get(name)
         why = f"; the first one: {first.error}, {first.detail or 'without a word'}" if first is not None else ""
-        found.append(f"{name}: {NOTHING_ANSWERED}{why}")
+        failed, of = sum(point.requests - point.answered for point in mine), sum(point.requests for point in mine)
+        if not any(point.answered or not point.requests for point in mine):
+            found.append(f"{name}: {NOTHING_ANSWERED}{why}")
+        elif failed and first is not None and first.error != "short":  # which is told in whole sentences
+            found.append(f"{name}: {failed:,} of {of:,} requests failed{why}")
+    return found
+
+
+def _unlike(points: Sequence[LoadPoint]) -> list[str]:
+    """Loads at which one candidate wrote longer answers than another: whoever writes less is done sooner."""
+    found = []
+    for load in dict.fromkeys(point.load for point in points):
+        lengths = {point.model: point.output_tokens_mean for point in points if point.load == load}
+        told = {name: mean for name, mean in lengths.items() if mean}
+        if told and max(told.values()) > LONGER * min(told.values()):
+            words = ", ".join(f"{name} {mean:.4g}" for name, mean in told.items())
+            found.append(
+                f"At {load} answers had different lengths, in tokens on average {words}: whole answers, requests/s and "
+                "goodput are of different work."
+            )
+    return found
+
+
+def asked_again(name: str, workload: Workload, requests: int, kept: float | None) -> list[str]:
+    """That own prompts were asked more than once, unless nothing was kept. `kept`: share of tokens; None: untold."""
+    own = workload.prompts
+    if own is None or workload.turns > 1 or requests <= own.prompts or (kept is not None and kept < LITTLE):
+        return []
+    told = f"{kept:.0%} of their tokens had been kept" if kept is not None else "what was kept of them is not told"
+    return [
+        f"{name} was asked the {own.prompts:,} prompts of {own.file} {requests:,} times in all, and {told}: where "
+        "prefixes are kept, prompts that are new take longer."
+    ]
+
+
+def _asked_again(workload: Workload, points: Sequence[LoadPoint]) -> list[str]:
+    found = []
+    for name in dict.fromkeys(point.model for point in points):
+        mine = [point for point in points if point.model == name]
+        kept = [point.cached_prompt_share for point in mine if point.cached_prompt_share is not None]
+        found += asked_again(name, workload, sum(point.requests for point in mine), max(kept, default=None))
+    return found
+
+
+def _shortened(points: Sequence[LoadPoint]) -> list[str]:
+    """Models whose answers ended where the model ended them, though they were asked to go on."""
+    found = []
+    for name in dict.fromkeys(point.model for point in points if point.errors.get("short")):
+        mine = [point for point in points if point.model == name]
+        short, of = sum(point.errors.get("short", 0) for point in mine), sum(point.requests for point in mine)
+        found.append(
+            f"{name}: {short} of {of} answers had fewer tokens than asked for and count as failed, as if its server "
+            "passed over ignore_eos; where it does, a dialect with `extra_fields: false` lets answers end as they like "
+            "(docs/engines.md)."
+        )
     return found
 
 

@@ -367,8 +367,9 @@ def _add_images(path: Path, place: str, messages: list[Message], found: object) 
             kind = mimetypes.guess_type(each)[0] or "image/png"
             try:
                 data = (path.parent / each).read_bytes()
-            except OSError as error:
-                raise UserError(f"{place}, key images[{k}]: cannot read {each} ({error.strerror})") from error
+            except (OSError, ValueError) as error:  # ValueError: no name of a file can be this
+                why = getattr(error, "strerror", None) or error
+                raise UserError(f"{place}, key images[{k}]: cannot read {each!r} ({why})") from error
             address = f"data:{kind};base64,{base64.b64encode(data).decode()}"
         parts.append({"type": "image_url", "image_url": {"url": address}})
     asking[-1]["content"] = parts

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -273,10 +273,7 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What the words mean: one workload a load, the trace they replay, and the service level.
-
-    `notes`: how files were understood, a sentence each.
-    """
+    """What the words mean: a workload a load, the trace they replay, the service level, how files were understood."""
 
     workloads: tuple[Workload, ...]
     trace: TraceRows | None
@@ -291,12 +288,9 @@ def traffic_of(words: Words, default_duration_s: float = DEFAULT_DURATION_S) -> 
     given = [name for name in ("rate", "concurrency", "trace") if getattr(words, name) is not None]
     if len(given) > 1:
         raise UserError(f"--{given[0]} and --{given[1]} are different kinds of load; give one of them")
-    if words.seed < 0:
-        raise UserError(f"--seed {words.seed}: give 0 or more")
-    if words.requests is not None and words.requests < 1:
-        raise UserError("--requests must be 1 or more")
-    if words.turns < 1:
-        raise UserError("--turns must be 1 or more")
+    for name, number, least in (("seed", words.seed, 0), ("requests", words.requests, 1), ("turns", words.turns, 1)):
+        if number is not None and number < least:
+            raise UserError(f"--{name} {number}: give {least} or more")
     if words.trace_format is not None and words.trace is None:
         raise UserError("--trace-format says how to read a --trace; give one, or leave it out")
     trace = read_trace(words.trace, words.trace_format) if words.trace is not None else None
@@ -305,10 +299,8 @@ def traffic_of(words: Words, default_duration_s: float = DEFAULT_DURATION_S) -> 
     # A count alone ends a run, and so does a trace; only a rate or a number of streams would go on for ever.
     if duration_s is None and words.requests is None and trace is None and not words.arrivals.startswith("steps"):
         duration_s = default_duration_s
-    if words.warm_up is not None:
-        warm_up_s = option_seconds("--warm-up", words.warm_up)
-    else:
-        warm_up_s = 0.0 if trace is not None else min(MOST_WARM_UP_S, WARM_UP_SHARE * (duration_s or MOST_WARM_UP_S))
+    usual_s = 0.0 if trace is not None else min(MOST_WARM_UP_S, WARM_UP_SHARE * (duration_s or MOST_WARM_UP_S))
+    warm_up_s = usual_s if words.warm_up is None else option_seconds("--warm-up", words.warm_up)
     lengths = (words.prompt, words.output)
     talks = words.arrivals.partition(":")[0] == "agents"
     if talks:
@@ -332,7 +324,7 @@ def traffic_of(words: Words, default_duration_s: float = DEFAULT_DURATION_S) -> 
             turn_think_s=think_s,
             sharing=words.sharing or talks,
             languages=tuple(part.strip() for part in words.languages.split(",") if part.strip()),
-            chat=words.chat,
+            chat=words.chat or (own is not None and own.chat),
             stream=words.stream,
             seed=words.seed,
             prompts=None if own is None else own.source,
@@ -341,6 +333,8 @@ def traffic_of(words: Words, default_duration_s: float = DEFAULT_DURATION_S) -> 
     )
     notes = [] if trace is None else [trace.reading]
     notes += [] if own is None else [own.said(words.output is not None)]
+    if trace is not None and trace.blocks and not (words.sharing or words.prompt or words.prompts):
+        notes.append(f"{trace.name} says which prompts begin alike, and none does here: --sharing of bench lets them")
     return Traffic(workloads, trace, parse_slo(words.slo) if words.slo else None, tuple(notes))
 
 
@@ -364,6 +358,12 @@ def _own_prompts(words: Words, trace: TraceRows | None) -> PromptFile | None:
 
 
 def _arrivals(words: Words, trace: TraceRows | None, think_s: float) -> list[Arrivals]:
+    kind = words.arrivals.partition(":")[0]
+    timed = words.rate is not None or (kind in ("steps", "ramp") and trace is None and words.concurrency is None)
+    if not timed and words.arrivals != "poisson":
+        raise UserError(f"--arrivals {words.arrivals} goes with --rate; a trace and streams know when to ask")
+    if think_s and words.turns == 1 and (timed or trace is not None):
+        raise UserError("--think is the pause of somebody who asks again; give it with --concurrency or --turns")
     if trace is not None:
         if not 0 < words.speed <= 1e6:
             raise UserError(f"--speed {words.speed:g}: give how many times as fast as recorded, such as 0.5")
@@ -371,10 +371,9 @@ def _arrivals(words: Words, trace: TraceRows | None, think_s: float) -> list[Arr
         return [Arrivals(process="trace", trace=trace.name, rate_scale=words.speed, start_s=start_s, end_s=end_s)]
     if words.window is not None or words.speed != 1.0:
         raise UserError("--window and --speed belong to --trace; leave them out")
-    if words.rate is None and words.arrivals.partition(":")[0] in ("steps", "ramp"):
-        return [parse_arrivals(words.arrivals)]
-    if words.rate is not None:
-        return [parse_arrivals(words.arrivals, rate) for rate in parse_rates(words.rate)]
+    if timed:
+        rates: Sequence[float | None] = (None,) if words.rate is None else parse_rates(words.rate)
+        return [parse_arrivals(words.arrivals, rate) for rate in rates]
     text = words.concurrency or DEFAULT_CONCURRENCY
     if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", text):
         raise UserError(f"--concurrency {text!r}: give whole numbers separated by commas, such as 1,4,16")

@@ -7,12 +7,16 @@ piece. This is the hot path of the client: every event of every stream passes th
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 
 from breakeven.wire.meaning import StreamEvent, body_kind, error_text, is_ping, kind_of, mended, thinks
 from breakeven.wire.sse import SseParser, data_of
+
+_MOST_TOKENS = 10**9
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=_MOST_TOKENS)]
+_Told = Annotated[int, msgspec.Meta(le=_MOST_TOKENS)] | Annotated[float, msgspec.Meta(le=_MOST_TOKENS)] | None
 
 
 class BrokenStreamError(Exception):
@@ -42,17 +46,17 @@ class ServerTimings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     (llama.cpp, tools/server, server_slot_stats).
     """
 
-    prompt_n: int
+    prompt_n: _Tokens
     prompt_ms: float
-    predicted_n: int
+    predicted_n: _Tokens
     predicted_ms: float
-    cache_n: int = 0
+    cache_n: _Tokens = 0
 
 
 # gc=False: none of these can be part of a cycle, and the collector has less to look at.
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | float | None = None
-    completion_tokens: int | float | None = None
+    prompt_tokens: _Told = None
+    completion_tokens: _Told = None
     prompt_tokens_details: Any = None
     completion_tokens_details: Any = None
     total_tokens: Any = None
@@ -90,9 +94,7 @@ _TYPED: dict[str, Any] = {"usage": _Usage | None, "timings": ServerTimings | Non
 _BRINGING = ("delta", "message")
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _NOTHING = "the answer ends without any output"
-_MOST_TOKENS = 10**9
 _SHOWN_BYTES = 80
-_SHORT_BYTES = 16
 
 
 def _decoded(data: bytes) -> _Chunk:
@@ -151,7 +153,7 @@ def _shown(data: bytes) -> str:
 def _refuse_rest(rest: bytes) -> NoReturn:
     """What no empty line ended: a whole answer in the place of a stream, or half an event."""
     if rest.lstrip()[:1] != b"{":
-        raise BrokenStreamError("the stream ends inside an event")
+        raise BrokenStreamError(f"the stream ends inside an event: {_shown(rest)}")
     if body_kind(rest) == "error":
         raise BrokenStreamError(f"the engine reports: {error_text(rest)}", kind="refused")
     raise BrokenStreamError("an answer in one piece came where a stream was asked for")
@@ -192,7 +194,7 @@ class Reply:
         self.timings: ServerTimings | None = None
         self.done_ns: int | None = None
         self.counted = True
-        """False for an answer in one piece whose server told no numbers: nothing is known of its tokens then."""
+        """False for a whole answer whose server told no numbers: how many tokens it has is not known then."""
         self._parser: SseParser | None = None
         """None for what is no stream."""
         self._counts: list[int] = []
@@ -223,7 +225,7 @@ class Reply:
             if self.done_ns is not None:
                 if not is_ping(data):
                     self.note("output_after_done")
-            elif len(data) < _SHORT_BYTES and data.strip() == b"[DONE]":
+            elif len(data) < 16 and data.strip() == b"[DONE]":
                 self.done_ns = now_ns
             else:
                 self._take(data, now_ns, names[k] if names else b"")
@@ -266,6 +268,7 @@ class Reply:
             if not (self._believed and self._finished and self.output_tokens):
                 raise BrokenStreamError(_NOTHING, kind="empty")
             self.chunk_ns.append(self._finish_ns)
+        self.counted = self.counts_output or self.timings is not None or bool(self._counts)
 
     def note(self, anomaly: str) -> None:
         """Record an oddity, once."""
@@ -321,17 +324,15 @@ class Reply:
     def anomalies(self, asked_tokens: int, *, several_usages_expected: bool) -> list[str]:
         """Oddities of a stream that could be used all the same."""
         notes = list(self._notes)
-        usage = self.usage
         if self._finished and not self.counts_output:
             notes.append("no_usage")
         if self._usages > 1 and not several_usages_expected:
             notes.append("several_usages")
-        hidden = self.hidden_tokens
-        if hidden:
+        if hidden := self.hidden_tokens:
             notes.append("hidden_thoughts")
         if self.output_tokens + hidden > asked_tokens:
             notes.append("more_than_asked")
-        if (usage and usage.cached_tokens) or (self.timings and self.timings.cache_n):
+        if ((usage := self.usage) and usage.cached_tokens) or (self.timings and self.timings.cache_n):
             notes.append("prompt_cached")
         return notes
 

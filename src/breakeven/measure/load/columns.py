@@ -298,10 +298,12 @@ class _Building:
 
 
 def _cached(request: events.RequestDone) -> int:
+    """Of the prompt, those kept from before. More than it has are no count of them: some count those apart."""
     usage, timings = request.usage, request.server_timings
-    if usage is not None and usage.cached_tokens is not None:
-        return usage.cached_tokens
-    return UNKNOWN if timings is None else timings.cache_n
+    found = usage.cached_tokens if usage is not None else None
+    if found is None and timings is not None:
+        found = timings.cache_n
+    return UNKNOWN if found is None or found > request.prompt_tokens else found
 
 
 def _moved(sample: _Sample, zero_ns: int) -> _Sample:

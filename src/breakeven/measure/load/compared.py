@@ -200,12 +200,12 @@ def _goodput_blocks(one: Part, two: Part, slo: Slo, runs: int) -> tuple[Floats, 
 
 
 def axis_value(workload: Workload) -> tuple[str, float] | None:
-    """Where a load stands on an axis: ("req/s", rate) or ("streams", number); None for traffic without one number."""
+    """Where a load stands on an axis: its rate and what that counts, or ("streams", number); None: on none."""
     arrivals = workload.arrivals
     if arrivals.is_closed:
         return ("streams", float(arrivals.concurrency)) if arrivals.concurrency else None
     if arrivals.process in ("constant", "poisson", "gamma") and arrivals.rate_per_s:
-        return "req/s", arrivals.rate_per_s
+        return workload.rate_unit, arrivals.rate_per_s
     return None
 
 
@@ -234,7 +234,7 @@ def capacity_differences(runs: list[LoadRun], slo: Slo | None) -> list[LoadDiffe
     curves: dict[tuple[str, str], list[_Blocks]] = {}
     for a, b, _, rounds in shared_parts(runs):
         axis = axis_value(rounds[0][0].run.workload)
-        if axis is not None and axis[0] == "req/s":
+        if axis is not None and axis[0] != "streams":
             curves.setdefault((a, b), []).append(_blocks(axis[1], rounds, slo))
     found = (_difference(a, b, sorted(curve, key=lambda one: one.rate_per_s)) for (a, b), curve in curves.items())
     return [difference for difference in found if difference is not None]

@@ -93,7 +93,7 @@ def _point(measured: list[Part], slo: Slo | None) -> LoadPoint:
         prompt_tokens_mean=_mean_count(parts, "prompt_N"),
         output_tokens_mean=_mean_count(parts, "output_N"),
         exact_prompts=_exact(measured),
-        cached_prompt_share=_cached_share(measured),
+        cached_prompt_share=cached_share(measured),
         latencies=[_latency(metric, parts) for metric in LATENCIES],
         good=good,
         goodput_per_s=good.hits / steady_s if good is not None else None,
@@ -247,7 +247,7 @@ def _exact(parts: list[Part]) -> bool:
     return bool(len(told) and told.all())
 
 
-def _cached_share(parts: list[Part]) -> float | None:
+def cached_share(parts: list[Part]) -> float | None:
     """Of the prompt tokens of answered requests, those an engine had kept; over the requests whose engine says so."""
     cached = prompt = 0
     for part in parts:
@@ -259,9 +259,10 @@ def _cached_share(parts: list[Part]) -> float | None:
 
 
 def _mean_count(parts: list[Part], column: str) -> float | None:
-    """Mean tokens of the answered requests."""
+    """Mean tokens of the answered requests whose tokens are known: an answer has some, whoever told none."""
     values = [getattr(p.run.requests, column)[p.counted_N & p.run.requests.answered] for p in parts]
     every = np.concatenate(values)
+    every = every[every > 0]
     return float(every.mean()) if len(every) else None
 
 
@@ -279,7 +280,9 @@ def _conversations(parts: list[Part]) -> Iterator[tuple[int, float]]:
     None where every session has a single request.
     """
     for part in parts:
-        requests, turns = part.run.requests, part.run.workload.turns
+        requests, workload = part.run.requests, part.run.workload
+        # One of somebody's own prompts is as long as it was recorded, at most `turns`.
+        turns = workload.turns if workload.prompts is None else 1
         rows = np.flatnonzero(requests.session_N != UNKNOWN)
         if not len(rows):
             continue

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+import stat
 from collections.abc import Iterator
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -74,11 +77,14 @@ def _whole(path: Path) -> list[object]:
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     """Line number, from 1, and text without its end, of every line that is not blank.
 
-    Raises UserError for a file that cannot be read, is no UTF-8 text, or is empty.
+    Raises UserError for a file that cannot be read, is none (a pipe gives its bytes once, and a file is read more than
+    once), is no UTF-8 text, or is empty.
     """
     number, found = 0, False
     try:
         with path.open("rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UserError(f"{path}: is no file but a pipe or a device; save what it gives and name that file")
             for number, raw in enumerate(file, start=1):
                 if raw[:2] == b"\x1f\x8b" and number == 1:
                     raise UserError(f"{path}, line 1: is compressed; unpack it first, as with gunzip")
@@ -129,6 +135,8 @@ def csv_lines(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[s
         cells = _cells(path, number, line)
         if not names:
             names = cells
+            if twice := [name for name in names if name and names.count(name) > 1]:
+                raise UserError(f"{path}, line {number}: has two columns {twice[0]}; keep one")
             missing = [name for name in needed if name not in names]
             if missing:
                 raise UserError(
@@ -210,3 +218,18 @@ def whole(path: Path, number: int, column: str, value: object, most: int = (1 <<
 def _wrong(path: Path, number: int, column: str, value: object, right: str) -> UserError:
     found = "nothing" if value is None or value == "" else repr(value)[:60]
     return UserError(f"{path}, line {number}, column {column}: expected {right}, found {found}")
+
+
+_Document = TypeVar("_Document")
+
+
+def document(path: Path, decoder: msgspec.json.Decoder[_Document], what: str) -> _Document:
+    """The one document that `path` holds. Raises UserError, which names the key, for another than `what`."""
+    try:
+        return decoder.decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: is not {what}, as read here ({error}); docs/traffic.md shows its fields") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: is not {what} ({error}); give it whole") from error

@@ -79,6 +79,8 @@ AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 IMAGES = "NumImages"
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:00)?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_YEARS = range(1970, 2201)
+"""That nanoseconds in 64 bits hold, and the difference of two: others are what software writes for no time at all."""
 
 
 def azure(path: Path) -> Iterator[TraceRow]:
@@ -99,7 +101,10 @@ def time_ns(path: Path, number: int, text: str) -> int:
     try:
         if match is None:
             raise ValueError
-        since = datetime.fromisoformat(match[1]).replace(tzinfo=UTC) - _EPOCH
+        when = datetime.fromisoformat(match[1])
+        if when.year not in _YEARS:
+            raise ValueError
+        since = when.replace(tzinfo=UTC) - _EPOCH
     except ValueError as error:
         raise UserError(
             f"{path}, line {number}, column TIMESTAMP: expected a time such as 2023-11-16 18:17:03.9799600, "
@@ -212,6 +217,7 @@ def _ids(path: Path, number: int, row: dict[str, object]) -> tuple[int, ...]:
 
 SIMPLE_COLUMNS = ("at_s", "prompt_tokens", "output_tokens")
 OPTIONAL = ("session", "turn", "think_s")
+_NO_NAMES = frozenset(("nan", "none", "null", "na", "n/a", "<na>"))
 
 
 def simple(path: Path) -> Iterator[TraceRow]:
@@ -240,6 +246,11 @@ def simple(path: Path) -> Iterator[TraceRow]:
         think_ns = -1 if pause in (None, "") else seconds_ns(path, number, "think_s", pause)
         if think_ns < -1:
             raise UserError(f"{path}, line {number}, column think_s: expected 0 s or more, found {pause}")
+        if isinstance(session, str) and session.lower() in _NO_NAMES:
+            raise UserError(
+                f"{path}, line {number}, column session: {session!r} is how software writes that there is none; leave "
+                "it empty, or all such rows would be one conversation"
+            )
         name = None if session in (None, "") else str(session)
         if name is not None and given not in (None, "") and (line := seen.setdefault((name, turn), number)) != number:
             raise UserError(

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from breakeven.errors import UserError
-from breakeven.traffic.traces import lines, results
+from breakeven.traffic.traces import guidellm, lines, results
 from breakeven.traffic.traces.cells import keys_of, lines_of
 from breakeven.traffic.traces.lines import LINES, LineFormat
 from breakeven.traffic.traces.rows import TraceRows
@@ -24,7 +24,7 @@ class TraceFormat:
 
 
 TRACES: dict[str, TraceFormat] = {
-    "guidellm": TraceFormat(frozenset({"benchmarks"}), results.guidellm_read),
+    "guidellm": TraceFormat(frozenset({"benchmarks"}), guidellm.guidellm_read),
     "aiperf": TraceFormat(frozenset({"metadata.request_start_ns"}), results.aiperf_read),
     "vllm": TraceFormat(frozenset({"input_lens", "output_lens"}), results.vllm_read),
     "inference-perf": TraceFormat(frozenset({"start_time", "end_time", "info"}), results.inference_perf_read),
@@ -65,7 +65,7 @@ def reader_named(format: str) -> Callable[[Path], TraceRows]:
     """What reads traces of `format`, as --trace-format says it. Raises UserError for one that is not known."""
     name, _, words = format.partition(":")
     if name == "guidellm" and words.isdecimal():
-        return partial(results.guidellm_read_one, which=int(words))
+        return partial(guidellm.guidellm_read_one, which=int(words))
     if name == "mooncake" and words and (form := line_format(format)) is not None:
         return partial(lines.read_lines, name=name, form=form)
     if format not in TRACES:

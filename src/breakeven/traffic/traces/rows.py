@@ -23,7 +23,8 @@ class TraceRows:
     before and this turn (-1: not recorded). `blocks[i]` are ids of `block_tokens` tokens of prompt i each. `images`
     int32: pictures of each request, None where the trace does not count them.
     `out_of_order` rows came later in the file than their time; `skipped` rows hold no request that could be replayed;
-    `anew` turns begin a conversation because their context cannot hold what theirs had said before them.
+    `anew` turns begin a conversation because their context cannot hold what theirs had said before them; `cut` rows
+    broke off when they were recorded, so that their answers would have been longer.
     `unit`: what times and blocks were taken to be, in words; `unused`: keys of the file that say nothing here.
     """
 
@@ -40,6 +41,7 @@ class TraceRows:
     out_of_order: int = 0
     skipped: int = 0
     anew: int = 0
+    cut: int = 0
     images: NDArray[np.int32] | None = None
     unit: str = ""
     unused: tuple[str, ...] = ()
@@ -61,6 +63,8 @@ class TraceRows:
             out_of_order=self.out_of_order,
             skipped=self.skipped,
             anew=self.anew,
+            cut=self.cut,
+            blank=int((self.prompt == 0).sum()),
             empty=int((self.output == 0).sum()),
             images=0 if self.images is None else int(self.images.sum()),
             pictured=0 if self.images is None else int((self.images > 0).sum()),
@@ -71,7 +75,15 @@ class TraceRows:
 
 
 def told_apart(
-    *, out_of_order: int = 0, skipped: int = 0, anew: int = 0, empty: int = 0, images: int = 0, pictured: int = 0
+    *,
+    out_of_order: int = 0,
+    skipped: int = 0,
+    anew: int = 0,
+    cut: int = 0,
+    blank: int = 0,
+    empty: int = 0,
+    images: int = 0,
+    pictured: int = 0,
 ) -> list[str]:
     """What is said of rows that are not played just as they stand in the file, a phrase for each kind there is.
 
@@ -81,6 +93,8 @@ def told_apart(
         (out_of_order, "out of order of time and sorted"),
         (skipped, "without token counts and left out"),
         (anew, "with no more context than was said before, played as the beginning of a conversation"),
+        (cut, "cut off when they were recorded, and played with as much of an answer as had come"),
+        (blank, "without a prompt's tokens and played with one"),
         (empty, "without an answer's tokens and played with one"),
     )
     said = [f"{count:,} {what}" for count, what in kinds if count]
@@ -101,6 +115,7 @@ def trace_rows(
     block_tokens: int = 512,
     skipped: int = 0,
     anew: int = 0,
+    cut: int = 0,
     images: Sequence[int] = (),
     unit: str = "",
 ) -> TraceRows:
@@ -132,6 +147,7 @@ def trace_rows(
         out_of_order=int((times_N < np.maximum.accumulate(times_N)).sum()),
         skipped=skipped,
         anew=anew,
+        cut=cut,
         images=np.asarray(images, np.int32)[order_N] if len(images) else None,
         unit=unit,
     )
