@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.answer.flips import along, growth_flip, precision_flips
@@ -119,6 +121,79 @@ def test_leaving_a_candidate_out_changes_nobody_elses_draws() -> None:
 def test_no_difference_is_an_answer() -> None:
     twin = contender("twin", "moe", 2.0, exact(10.0), e2e_s=1.02)
     assert [region.winner for region in regions_of(worlds_of([DENSE, twin], RATES[:100], 0))] == [None]
+
+
+def speeds(*points: tuple[float, float]) -> list[LatencyPoint]:
+    """Answers in so many seconds at so many requests/s."""
+    flat = delays(1.0)[0]
+    return [msgspec.structs.replace(flat, rate_per_s=rate, e2e_p50_s=exact(e2e_s)) for rate, e2e_s in points]
+
+
+def test_a_sliver_of_no_difference_is_neither_a_region_nor_a_flip() -> None:
+    """Two at one price: for a moment the one that is slower everywhere else is as fast, and a hair faster."""
+    dips = ((0.01, 1.2), (2.1, 1.1), (2.15, 0.99), (2.25, 0.99), (2.3, 1.1), (1000.0, 1.2))
+    pair = [
+        contender("dense", "dense", 2.0, exact(10.0), e2e_s=1.0),
+        replace(contender("moe", "moe", 2.0, exact(10.0)), latency=speeds(*dips)),
+    ]
+    worlds = worlds_of(pair, RATES[RATES < 9], 0)
+    assert 1 in worlds.winners_DR[0]
+    assert [region.winner for region in regions_of(worlds)] == ["dense"]
+    assert handovers_of(worlds) == []
+
+
+drawn_contenders = st.builds(
+    lambda name, usd, capacity, half_width, fast, slow: replace(
+        contender(name, "moe", usd, around(capacity, half_width), doubt=Doubt(name, "gpu", 0.0, half_width)),
+        latency=speeds((0.01, fast), (1000.0, slow)),
+    ),
+    st.sampled_from("abcdef"),
+    st.sampled_from([1.0, 1.005, 2.0]),
+    st.floats(1.0, 50.0),
+    st.sampled_from([0.0, 0.3]),
+    st.floats(0.9, 1.1),
+    st.floats(1.0, 1.2),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(drawn_contenders, min_size=2, max_size=3, unique_by=lambda each: each.name))
+def test_every_flip_is_where_one_region_ends_and_another_begins(several: list[Contender]) -> None:
+    worlds = worlds_of(several, np.geomspace(0.1, 100, 101), 0)
+    regions = regions_of(worlds)
+    handovers = handovers_of(worlds)
+    for h in handovers:
+        before, after = next(p for p in itertools.pairwise(regions) if p[1].low_per_s == h.rate_per_s.value)
+        assert before.high_per_s == after.low_per_s
+        assert after.winner in (h.to, None)
+        assert before.winner in (h.from_, None)
+        assert h.rate_per_s.low <= h.rate_per_s.value <= h.rate_per_s.high
+    # Whoever is named by one region and not by the next has handed over in between.
+    named = [region.winner for region in regions if region.winner is not None]
+    if len(set(named)) > 1:
+        assert handovers
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_costs_nothing_has_no_ratio_and_the_next_costs_no_times_as_much(seed: int) -> None:
+    free = Contender("free", "moe", Api(usd_per_mtok_input=0.0, usd_per_mtok_output=0.0), None, TRAFFIC, None, [])
+    with np.errstate(divide="raise", invalid="raise"):
+        here = standing_at(worlds_of([DENSE, free], RATES[:100], seed), 0.5)
+        assert (here.winner, here.runner_up, here.margin, here.same) == ("free", "dense", None, False)
+        again = replace(free, name="again")
+        here = standing_at(worlds_of([again, free], RATES[:100], seed), 0.5)
+        assert here.margin == exact(1.0)
+        assert narrowest([DENSE, free], [], RATES[:100], 0.5, seed) == []
+
+
+def test_a_band_is_held_against_one_of_the_same_thing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flip that a measurement would do away with is no band that it would narrow."""
+    flip = {("dense", "moe"): 10.0}
+    found = iter([(flip, 3.0), ({}, 2.0), ({("moe", "dense"): 1.1}, 3.0), ({("dense", "moe"): 4.0}, 3.0)])
+    monkeypatch.setattr("breakeven.answer.next._bands", lambda *_: next(found))
+    options = [calibration_of(name, "vllm", ["dense"]) for name in ("gone", "another", "narrower")]
+    bands = {each.command: (each.band_before, each.band_after) for each in narrowest([], options, RATES, 1.0, 0)}
+    assert bands == {options[0].command: (3.0, 2.0), options[2].command: (10.0, 4.0)}
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 0, 2)])

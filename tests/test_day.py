@@ -325,3 +325,15 @@ def test_of_more_than_a_week_the_last_is_decided_and_that_is_said(tmp_path: Path
     assert found.day is not None
     assert week.day.bills == found.day.bills
     assert not any("of the trace the last" in why for why in week.verdict.because)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_what_costs_nothing_is_cheapest_without_being_times_as_cheap(both: bool) -> None:
+    free = one("free", Rented(usd_per_hour=0.0), 10.0)
+    other = one("other", Rented(usd_per_hour=0.0 if both else 1.0), 10.0)
+    with np.errstate(divide="raise", invalid="raise"):
+        day, here = day_of([other, free], HOURS, 0)
+    assert here.winner == ("other" if both else "free")
+    assert day.bills[0].usd_per_day.value == 0.0
+    assert (here.margin is None) != both
+    assert day.by_hour == []

@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from rich.console import Console
 
+from breakeven.answer.candidates import result_of, why_not
 from breakeven.answer.decide import _capacity_of, decide
 from breakeven.answer.evaluate import evaluate
 from breakeven.answer.mixes import Mix
+from breakeven.answer.promise import NOBODY
 from breakeven.answer.regions import Standing
 from breakeven.answer.study.load import read_study
 from breakeven.answer.words import verdict_of
@@ -134,6 +138,19 @@ def test_an_api_slower_than_the_service_level_is_ruled_out(tmp_path: Path) -> No
     result = decide(read_study(study(tmp_path, HEAD + "candidates:" + slow)))
     assert result.verdict.outcome == "none"
     assert "its provider's own speed" in result.verdict.because[0]
+    assert result.candidates[0].cost == []
+
+
+def test_what_keeps_the_promise_with_no_number_of_machines_has_no_price(tmp_path: Path) -> None:
+    """Its fleets may carry other loads: what they would cost there is no price of this one."""
+    plan = read_study(study(tmp_path, HEAD + PAIR))
+    found = evaluate(plan, plan.candidates[0], None)
+    rates = np.geomspace(plan.low_per_s, plan.high_per_s, 61)
+    assert result_of(found, [], QualityScore(how="none"), rates, plan).cost
+    assert found.promise is not None
+    never = replace(found, promise=replace(found.promise, machines=None, never=NOBODY))
+    assert why_not(plan, never, QualityScore(how="none")).ever[0].startswith(NOBODY)
+    assert result_of(never, [], QualityScore(how="none"), rates, plan).cost == []
 
 
 def test_every_turn_of_a_conversation_is_a_request(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from breakeven.price.pricing import (
     unpowered,
     usd_per_added_request,
 )
+from breakeven.price.sensitivity import parity_what_if, what_if
 from breakeven.price.staircase import (
     LEAST_CAPACITY,
     FleetCurve,
@@ -416,6 +417,15 @@ def test_an_error_that_two_models_share_moves_both_and_hides_no_winner() -> None
     assert loose.rate_per_s.high == pytest.approx(19.0)
     assert tight.rate_per_s.low == pytest.approx(10 / 1.5, rel=0.01)
     assert tight.rate_per_s.high == pytest.approx(15.0, rel=0.01)
+
+
+def test_a_change_of_what_costs_nothing_leaves_it_at_nothing() -> None:
+    free = rented("free", 0.0, 10.0)
+    twice = rented("free", 0.0, 20.0)
+    told = what_if([free, rented("paid", 1.0, 10.0)], 0, twice, "precision", "FP8", 1.0, (0.1, 10.0))
+    assert told.usd_per_request == 0.0
+    assert told.meaning.endswith("costs $0 per 1,000 requests at 1/s, as it does now.")
+    assert parity_what_if([free, rented("paid", 1.0, 10.0)], 1, 0, 1.0) is None
 
 
 def test_never_is_an_answer() -> None:

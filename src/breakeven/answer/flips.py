@@ -182,7 +182,8 @@ def growth_flip(handovers: Sequence[Handover], rate_per_s: float, growth_per_yea
         to=flip.to,
         at=Estimate(value=years[0], low=years[1], high=years[2]),
         unit="years",
-        meaning=f"growing {growth_per_year:.0%} a year, the load reaches that point in {_years_text(years[0])}",
+        meaning=f"growing {growth_per_year:.0%} a year, the load reaches {rate_text(flip.rate_per_s.value)}, where "
+        f"{flip.to} takes over, in {_years_text(years[0])}",
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
 
-from breakeven.answer.worlds import COST_TIE, SPEED_TIE, UNKNOWN_S, Floats, Indices, Worlds, span_of
+from breakeven.answer.worlds import COST_TIE, SPEED_TIE, UNKNOWN_S, Floats, Indices, Worlds, ratios, span_of
 from breakeven.results.decision import Region
 from breakeven.results.point import nearest
 from breakeven.stats.estimate import Estimate, bracketed
@@ -44,10 +44,28 @@ def best_of(winners_DR: Indices, contenders: int) -> tuple[Indices, Floats]:
     return np.where(nobody_R, -1, share_CR.argmax(axis=0)), share_CR
 
 
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """A region with its first and last load, by index, and who wins most of its worlds, named or not."""
+
+    start: int
+    end: int
+    best: str
+    region: Region
+
+    def holds(self, name: str) -> bool:
+        """Whether `name` is as good a choice here as any."""
+        return name == self.best or (self.region.winner is None and name == self.region.runner_up)
+
+
 def regions_of(worlds: Worlds) -> list[Region]:
     """Runs of loads with one winner, ascending. A load nobody can serve belongs to no region."""
-    winners_DR = worlds.winners_DR
-    best_R, share_CR = best_of(winners_DR, len(worlds.names))
+    return [stretch.region for stretch in _stretches(worlds)]
+
+
+def _stretches(worlds: Worlds) -> list[_Stretch]:
+    """Regions, those merged that are one to a reader. Two meet halfway between the loads that were looked at."""
+    best_R, share_CR = best_of(worlds.winners_DR, len(worlds.names))
     sure_R = _smooth(share_CR.max(axis=0), worlds.rates_R) >= SURE
     found = []
     for start, end in _runs(2 * best_R + sure_R):
@@ -57,17 +75,22 @@ def regions_of(worlds: Worlds) -> list[Region]:
         middle = (start + end) // 2
         runner_up, margin = _runner_up(worlds, winner, middle)
         last = end == len(best_R) - 1
-        found.append(
-            Region(
-                low_per_s=float(worlds.rates_R[start]),
-                high_per_s=None if last else float(worlds.rates_R[end + 1]),
-                winner=None if _no_difference(worlds, winner, runner_up, margin, middle) else worlds.names[winner],
-                runner_up=runner_up,
-                margin=margin,
-                certain=bool(sure_R[start]),
-            )
+        name = worlds.names[winner]
+        region = Region(
+            low_per_s=_begins(worlds.rates_R, start),
+            high_per_s=None if last else _begins(worlds.rates_R, end + 1),
+            winner=None if _no_difference(worlds, winner, runner_up, margin, middle) else name,
+            runner_up=runner_up,
+            margin=margin,
+            certain=bool(sure_R[start]),
         )
+        found.append(_Stretch(start, end, name, region))
     return _merged(found)
+
+
+def _begins(rates_R: Floats, at: int) -> float:
+    """Where that begins which is seen at the load `at` and not at the one before."""
+    return float(rates_R[at] if at == 0 else np.sqrt(rates_R[at - 1] * rates_R[at]))
 
 
 def _smooth(share_R: Floats, rates_R: Floats) -> Floats:
@@ -76,38 +99,51 @@ def _smooth(share_R: Floats, rates_R: Floats) -> Floats:
     return np.asarray((near_RR * share_R).sum(axis=1) / near_RR.sum(axis=1))
 
 
-def _merged(regions: list[Region]) -> list[Region]:
+def _merged(stretches: Sequence[_Stretch]) -> list[_Stretch]:
     """Neighbours with one winner and one certainty are one region, and so is a sliver of doubt inside one."""
-    found: list[Region] = []
-    for region in regions:
-        was = found[-1] if found else None
+    found: list[_Stretch] = []
+    for stretch in stretches:
+        region = stretch.region
+        was = found[-1] if found and found[-1].end == stretch.start - 1 else None
         sliver = region.high_per_s is not None and region.high_per_s < SLIVER * region.low_per_s
-        alike = was is not None and (was.winner == region.winner or (region.winner is None and sliver))
-        if was is not None and alike and (was.certain == region.certain or sliver):
-            found[-1] = msgspec.structs.replace(was, high_per_s=region.high_per_s)
+        alike = was is not None and (was.region.winner == region.winner or (region.winner is None and sliver))
+        if was is not None and alike and (was.region.certain == region.certain or sliver):
+            wider = msgspec.structs.replace(was.region, high_per_s=region.high_per_s)
+            found[-1] = replace(was, end=stretch.end, region=wider)
         else:
-            found.append(region)
+            found.append(stretch)
     return found
 
 
 def handovers_of(worlds: Worlds) -> list[Handover]:
-    """Every change of winner along the loads, with the band in which it lies."""
-    winners_DR = worlds.winners_DR
-    best_R, _ = best_of(winners_DR, len(worlds.names))
-    runs = _runs(best_R)
-    found = []
-    for (start, _), (after, end) in itertools.pairwise(runs):
-        left, right = int(best_R[start]), int(best_R[after])
-        if left < 0 or right < 0:
-            continue  # where nobody can serve, nobody takes over
-        here = slice(start, end + 1)
-        at_D = _thresholds(winners_DR[:, here] == left, winners_DR[:, here] == right, worlds.rates_R[here])
-        span = span_of(at_D)
-        at = float(np.sqrt(worlds.rates_R[after - 1] * worlds.rates_R[after]))
-        span = bracketed(at, span.least, span.most)
-        edge = start == 0 and span.low <= worlds.rates_R[0], end == len(best_R) - 1 and span.high >= worlds.rates_R[-1]
-        found.append(Handover(worlds.names[left], worlds.names[right], span, any(edge)))
+    """Every change of the choice from one region to another, with the band in which it lies.
+
+    Where there is no difference between the choice so far and another, it stays the choice.
+    """
+    found: list[Handover] = []
+    was: _Stretch | None = None
+    start, choice = 0, ""
+    for now in _stretches(worlds):
+        # Where nobody can serve, nobody takes over.
+        apart = was is None or was.end != now.start - 1
+        if not apart and not now.holds(choice):
+            found.append(_handover(worlds, choice, now, start))
+        if apart or not now.holds(choice):
+            start, choice = now.start, now.best
+        was = now
     return found
+
+
+def _handover(worlds: Worlds, choice: str, now: _Stretch, start: int) -> Handover:
+    """From `choice`, which was the best from the load `start` on, to who is best in `now`."""
+    left, right = worlds.names.index(choice), worlds.names.index(now.best)
+    here = slice(start, now.end + 1)
+    winners_DR, rates_R = worlds.winners_DR[:, here], worlds.rates_R[here]
+    span = span_of(_thresholds(winners_DR == left, winners_DR == right, rates_R))
+    span = bracketed(now.region.low_per_s, span.least, span.most)
+    low, high = float(worlds.rates_R[0]), float(worlds.rates_R[-1])
+    clipped = (start == 0 and span.least <= low) or (here.stop == len(worlds.rates_R) and span.most >= high)
+    return Handover(choice, now.best, span, clipped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +172,9 @@ def standing_at(worlds: Worlds, rate_per_s: float) -> Standing:
     name, margin = _runner_up(worlds, index, at)
     same = _no_difference(worlds, index, name, margin, at)
     if name is not None and margin is not None:
-        value = float(worlds.usd_per_hour_CDR[worlds.names.index(name), 0, at] / worlds.usd_per_hour_CDR[index, 0, at])
-        if np.isfinite(value):
-            margin = bracketed(value, margin.least, margin.most)
+        value_D = ratios(*(worlds.usd_per_hour_CDR[i, :1, at] for i in (worlds.names.index(name), index)))
+        if len(value_D):
+            margin = bracketed(float(value_D[0]), margin.least, margin.most)
     mine, other = (float(worlds.e2e_s_CDR[i, 0, at]) for i in (index, worlds.names.index(name or worlds.names[index])))
     slower = bool(other > mine) if np.isfinite(mine) and np.isfinite(other) else None
     return Standing(worlds.names[index], sure, name, margin, same, slower)
@@ -181,9 +217,7 @@ def _runner_up(worlds: Worlds, winner: int, at: int) -> tuple[str | None, Estima
         return None, None
     speeds = np.nan_to_num(worlds.e2e_s_CDR[:, 0, at], nan=UNKNOWN_S)
     other = int(np.where(costs <= costs.min() * (1.0 + COST_TIE), speeds, np.inf).argmin())
-    mine_D, other_D = worlds.usd_per_hour_CDR[winner, :, at], worlds.usd_per_hour_CDR[other, :, at]
-    both_D = np.isfinite(mine_D) & np.isfinite(other_D)
-    ratio_D = other_D[both_D] / mine_D[both_D]
+    ratio_D = ratios(worlds.usd_per_hour_CDR[other, :, at], worlds.usd_per_hour_CDR[winner, :, at])
     if not len(ratio_D):
         return worlds.names[other], None
     low, middle, high = np.quantile(ratio_D, [0.025, 0.5, 0.975]).tolist()

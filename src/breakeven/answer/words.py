@@ -186,6 +186,8 @@ def _both(mix: Mix, kinds: Mapping[str, str]) -> Verdict:
             f"The best that can serve all of it alone, {mix.single}, costs {span_text(mix.single_over_mix)} times as "
             f"much; the pair saves {saved:.0%}."
         )
+    elif mix.single is not None:
+        because.append(f"The best that can serve all of it alone, {mix.single}, costs something; the pair does not.")
     else:
         because.append("No candidate can serve all of it alone.")
     return Verdict(outcome="both", winner=None, sentence=f"Use both: {parts}.", because=because, shares=mix.shares)
@@ -211,4 +213,6 @@ def _margin(runner_up: str, margin: Estimate, here: Standing) -> str:
             return f"{runner_up} costs the same here; which of the two answers faster is not known."
         faster = "answers faster as predicted, but wins in fewer of the cases that the predictions' errors leave open"
         return f"{runner_up} costs the same here, and {'answers slower' if here.slower else faster}."
-    return f"The next best, {runner_up}, costs {span_text(margin)} times as much."
+    said = f"The next best, {runner_up}, costs {span_text(margin)} times as much"
+    fewer = "; it wins in fewer of the cases that the predictions' errors leave open" if margin.value < 1.0 else ""
+    return f"{said}{fewer}."
