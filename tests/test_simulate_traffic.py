@@ -234,6 +234,7 @@ def test_a_long_trace_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monke
     assert parts.requests == whole.requests
     assert parts.steps == whole.steps
     assert parts.good_share == whole.good_share
+    assert (parts.queue_grows, whole.queue_grows) == (False, False)
     assert parts.output_tokens_per_s.value == pytest.approx(whole.output_tokens_per_s.value)
     for ours, theirs in zip(parts.latencies, whole.latencies, strict=True):
         for a, b in zip(ours.percentiles, theirs.percentiles, strict=True):
@@ -245,6 +246,18 @@ def test_a_long_trace_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monke
     path.write_text("at_s,prompt_tokens,output_tokens\n" + "".join(reversed(lines)))
     with pytest.raises(UserError, match="in order of time"):
         simulate_long_trace(DENSE, path, policy=TINY_POLICY)
+
+
+def test_a_queue_that_grows_is_named_in_parts_too(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    lines = [f"{0.05 * k:.6f},200,200\n" for k in range(4000)]
+    path.write_text("at_s,prompt_tokens,output_tokens\n" + "".join(lines))
+    study = simulate_long_trace(DENSE, path, policy=TINY_POLICY, rows=500)
+    asked = [Workload(arrivals=Arrivals(process="trace", trace="long.csv"))]
+    whole = simulate_traffic(DENSE, asked, trace=read_trace(path), policy=TINY_POLICY)
+    assert study.points[0].queue_grows
+    assert whole.points[0].queue_grows
+    assert next(note for note in whole.notes if "queue grows" in note) in study.notes
 
 
 def test_a_long_trace_says_what_is_not_played_as_recorded(tmp_path: Path) -> None:

@@ -193,7 +193,12 @@ def queue_grows(run: Simulation) -> bool:
     early, late = ((time_s >= low * last_s) & (time_s < high * last_s) for low, high in ((0.25, 0.5), (0.75, 1.0)))
     if not (early.any() and late.any()):
         return False
-    return float(waiting[late].mean()) > GROWN * float(waiting[early].mean()) + 1.0
+    return has_grown(float(waiting[early].mean()), float(waiting[late].mean()))
+
+
+def has_grown(early: float, late: float) -> bool:
+    """Whether so many who wait, on average, are a queue that keeps growing."""
+    return late > GROWN * early + 1.0
 
 
 def load_name(schedule: Schedule) -> str:
