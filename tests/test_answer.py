@@ -142,6 +142,33 @@ def test_a_sliver_of_no_difference_is_neither_a_region_nor_a_flip() -> None:
     assert handovers_of(worlds) == []
 
 
+def test_a_sliver_of_doubt_between_two_regions_of_one_winner_is_theirs() -> None:
+    dips = ((0.01, 1.2), (2.1, 1.2), (2.12, 0.9), (2.25, 0.9), (2.3, 1.2), (1000.0, 1.2))
+    doubts = [Doubt(name, "gpu", 0.0, 0.3) for name in ("dense", "moe")]
+    pair = [
+        contender("dense", "dense", 2.0, exact(10.0), e2e_s=1.0, doubt=doubts[0]),
+        replace(contender("moe", "moe", 2.0, exact(10.0), doubt=doubts[1]), latency=speeds(*dips)),
+    ]
+    worlds = worlds_of(pair, RATES[RATES < 9], 0)
+    assert [(region.winner, region.certain) for region in regions_of(worlds)] == [("dense", False)]
+    assert handovers_of(worlds) == []
+    # Not where the verdict is on a load within it.
+    assert [region.winner for region in regions_of(worlds, 2.2)] == ["dense", "moe", "dense"]
+    assert [each.to for each in handovers_of(worlds, 2.2)] == ["moe", "dense"]
+
+
+def test_a_band_up_to_the_last_load_reaches_beyond_it() -> None:
+    doubt = [Doubt(name, "gpu", 0.0, 1.0) for name in ("dense", "moe")]
+    unsure = [
+        contender("dense", "dense", 2.0, around(10.0, 1.0), doubt=doubt[0]),
+        contender("moe", "moe", 2.0, around(25.0, 1.0), e2e_s=2.0, doubt=doubt[1]),
+    ]
+    for last in np.linspace(12.0, 13.0, 11).tolist():
+        (found,) = handovers_of(worlds_of(unsure, np.geomspace(2.0, last, 61), 0))
+        assert found.rate_per_s.high == pytest.approx(last)
+        assert found.clipped
+
+
 drawn_contenders = st.builds(
     lambda name, usd, capacity, half_width, fast, slow: replace(
         contender(name, "moe", usd, around(capacity, half_width), doubt=Doubt(name, "gpu", 0.0, half_width)),
@@ -157,11 +184,17 @@ drawn_contenders = st.builds(
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(drawn_contenders, min_size=2, max_size=3, unique_by=lambda each: each.name))
-def test_every_flip_is_where_one_region_ends_and_another_begins(several: list[Contender]) -> None:
+@given(st.lists(drawn_contenders, min_size=2, max_size=3, unique_by=lambda each: each.name), st.integers(0, 100))
+def test_every_flip_is_where_one_region_ends_and_another_begins(several: list[Contender], at: int) -> None:
     worlds = worlds_of(several, np.geomspace(0.1, 100, 101), 0)
-    regions = regions_of(worlds)
-    handovers = handovers_of(worlds)
+    load = float(worlds.rates_R[at])
+    regions = regions_of(worlds, load)
+    handovers = handovers_of(worlds, load)
+    # What is said of a load is what its region says.
+    here = standing_at(worlds, load)
+    mine = next(each for each in regions if each.high_per_s is None or load < each.high_per_s)
+    assert mine.low_per_s <= load
+    assert mine.winner == (None if here.same else here.winner)
     for h in handovers:
         before, after = next(p for p in itertools.pairwise(regions) if p[1].low_per_s == h.rate_per_s.value)
         assert before.high_per_s == after.low_per_s

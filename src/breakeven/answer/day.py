@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from breakeven.answer.regions import Standing
 from breakeven.answer.study.plan import Scaling
-from breakeven.answer.words import DAY_HOURS, period_text, rate_text, turns_text, usd_text
+from breakeven.answer.words import DAY_HOURS, part_text, period_text, rate_text, turns_text, usd_text
 from breakeven.answer.worlds import COST_TIE, Contender, Doubt, Floats, factors, ratios, span_of
 from breakeven.price.pricing import machine_usd_per_hour, usd_per_added_request
 from breakeven.results.cost import Api, Own, Rented
@@ -290,7 +290,7 @@ def _idling(all_of: Sequence[Hourly], best: int, hours_H: Floats) -> list[str]:
         if mine and others and np.isfinite(min(others)[0]):
             usd, name = min(others)
             beside = f"; {name} would cost {usd / mine:.2g} times as much in these"
-        hours = f"{int(idle_H.sum())} of {len(hours_H)} hours ({share:.0%} of the requests)"
+        hours = f"{int(idle_H.sum())} of {len(hours_H)} hours ({part_text(share)} of the requests)"
         found.append(f"{each.contender.name} is below {OFF_PEAK:.0%} utilisation in {hours}{beside}.")
     return found
 

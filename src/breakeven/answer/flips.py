@@ -13,7 +13,7 @@ import numpy as np
 
 from breakeven.answer.evaluate import Assessed
 from breakeven.answer.regions import Handover, best_of
-from breakeven.answer.words import rate_text
+from breakeven.answer.words import part_text, rate_text
 from breakeven.answer.worlds import COST_TIE, Contender, Floats, Indices, Worlds, factors, span_of
 from breakeven.results.decision import Flip
 from breakeven.stats.estimate import Estimate, bracketed
@@ -33,7 +33,7 @@ def load_flips(handovers: Sequence[Handover], contenders: Sequence[Contender] = 
                 used, whose = by_name[name].utilisation(h.rate_per_s.value), name
         meaning = f"above {rate_text(h.rate_per_s.value)} {h.to} is the better choice, below it {h.from_}"
         if used is not None:
-            meaning += f"; {whose} is {used:.0%} used there"
+            meaning += f"; {whose} is {part_text(used)} used there"
         found.append(
             Flip(
                 quantity="load",

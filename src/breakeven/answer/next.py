@@ -110,7 +110,7 @@ def _bands(
     """
     worlds = worlds_of(contenders, rates, seed)
     flips: dict[tuple[str, str], float] = {}
-    for h in sorted(handovers_of(worlds), key=lambda h: abs(math.log(h.rate_per_s.value / rate_per_s))):
+    for h in sorted(handovers_of(worlds, rate_per_s), key=lambda h: abs(math.log(h.rate_per_s.value / rate_per_s))):
         flips.setdefault((h.from_, h.to), h.rate_per_s.most / max(h.rate_per_s.least, 1e-12))
     at = nearest(rates, rate_per_s)
     order = np.argsort(worlds.usd_per_hour_CDR[:, 0, at], kind="stable")

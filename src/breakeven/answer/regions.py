@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ SLIVER = 1.15
 """A range of loads narrower than this ratio is not worth a line of its own."""
 SAME_COST = 0.02
 """Costs closer than this, with answers as fast, are no difference worth anyone's time."""
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,39 +55,58 @@ class _Stretch:
     best: str
     region: Region
 
+    def is_sliver(self, here: int) -> bool:
+        """Whether it is too narrow for a line of its own, and not that of the load `here`."""
+        low, high = self.region.low_per_s, self.region.high_per_s
+        return high is not None and high < SLIVER * low and not self.start <= here <= self.end
+
+    def meets(self, after: _Stretch) -> bool:
+        """Whether no load that nobody can serve lies between."""
+        return self.end + 1 == after.start
+
+    def up_to(self, last: _Stretch) -> _Stretch:
+        """As wide as to the end of `last`."""
+        wider = msgspec.structs.replace(self.region, high_per_s=last.region.high_per_s)
+        return replace(self, end=last.end, region=wider)
+
     def holds(self, name: str) -> bool:
         """Whether `name` is as good a choice here as any."""
         return name == self.best or (self.region.winner is None and name == self.region.runner_up)
 
 
-def regions_of(worlds: Worlds) -> list[Region]:
-    """Runs of loads with one winner, ascending. A load nobody can serve belongs to no region."""
-    return [stretch.region for stretch in _stretches(worlds)]
+def regions_of(worlds: Worlds, rate_per_s: float | None = None) -> list[Region]:
+    """Runs of loads with one winner, ascending. A load nobody can serve belongs to no region.
+
+    `rate_per_s`: what holds there is told however narrow it is, as the verdict on that load says the same.
+    """
+    return [stretch.region for stretch in _stretches(worlds, rate_per_s)]
 
 
-def _stretches(worlds: Worlds) -> list[_Stretch]:
+def _stretches(worlds: Worlds, rate_per_s: float | None) -> list[_Stretch]:
     """Regions, those merged that are one to a reader. Two meet halfway between the loads that were looked at."""
     best_R, share_CR = best_of(worlds.winners_DR, len(worlds.names))
     sure_R = _smooth(share_CR.max(axis=0), worlds.rates_R) >= SURE
+    next_R = [_runner_up(worlds, best, at) if best >= 0 else (None, None) for at, best in enumerate(best_R.tolist())]
+    same_R = [_no_difference(worlds, int(best_R[at]), *beside, at) for at, beside in enumerate(next_R)]
     found = []
-    for start, end in _runs(2 * best_R + sure_R):
+    for start, end in _runs(4 * best_R + 2 * np.array(same_R) + sure_R):
         winner = int(best_R[start])
         if winner < 0:
             continue
-        middle = (start + end) // 2
-        runner_up, margin = _runner_up(worlds, winner, middle)
+        runner_up, margin = next_R[(start + end) // 2]
         last = end == len(best_R) - 1
         name = worlds.names[winner]
         region = Region(
             low_per_s=_begins(worlds.rates_R, start),
             high_per_s=None if last else _begins(worlds.rates_R, end + 1),
-            winner=None if _no_difference(worlds, winner, runner_up, margin, middle) else name,
+            winner=None if same_R[start] else name,
             runner_up=runner_up,
             margin=margin,
             certain=bool(sure_R[start]),
         )
         found.append(_Stretch(start, end, name, region))
-    return _merged(found)
+    here = -1 if rate_per_s is None else nearest(worlds.rates_R, rate_per_s)
+    return _merged(_without_slivers(_merged(found, here), here), here)
 
 
 def _begins(rates_R: Floats, at: int) -> float:
@@ -99,33 +120,47 @@ def _smooth(share_R: Floats, rates_R: Floats) -> Floats:
     return np.asarray((near_RR * share_R).sum(axis=1) / near_RR.sum(axis=1))
 
 
-def _merged(stretches: Sequence[_Stretch]) -> list[_Stretch]:
-    """Neighbours with one winner and one certainty are one region, and so is a sliver of doubt inside one."""
+def _merged(stretches: Sequence[_Stretch], here: int) -> list[_Stretch]:
+    """Neighbours with one winner and one certainty are one region, and so is a sliver of another certainty."""
     found: list[_Stretch] = []
     for stretch in stretches:
-        region = stretch.region
-        was = found[-1] if found and found[-1].end == stretch.start - 1 else None
-        sliver = region.high_per_s is not None and region.high_per_s < SLIVER * region.low_per_s
-        alike = was is not None and (was.region.winner == region.winner or (region.winner is None and sliver))
-        if was is not None and alike and (was.region.certain == region.certain or sliver):
-            wider = msgspec.structs.replace(was.region, high_per_s=region.high_per_s)
-            found[-1] = replace(was, end=stretch.end, region=wider)
+        was = found[-1] if found else None
+        alike = was is not None and was.meets(stretch) and was.region.winner == stretch.region.winner
+        if was is not None and alike and (was.region.certain == stretch.region.certain or stretch.is_sliver(here)):
+            found[-1] = was.up_to(stretch)
         else:
             found.append(stretch)
     return found
 
 
-def handovers_of(worlds: Worlds) -> list[Handover]:
+def _without_slivers(stretches: Sequence[_Stretch], here: int) -> list[_Stretch]:
+    """A sliver of no difference belongs to what is before it, one of doubt to the winner on both sides of it."""
+    found: list[_Stretch] = []
+    runs = [list(run) for _, run in itertools.groupby(stretches, lambda each: each.region.winner)]
+    for run, after in itertools.zip_longest(runs, runs[1:]):
+        whole, was = run[0].up_to(run[-1]), found[-1] if found else None
+        if was is not None and was.meets(whole) and whole.is_sliver(here):
+            inside = after is not None and whole.meets(after[0]) and after[0].region.winner == was.region.winner
+            doubt = not all(each.region.certain for each in run)
+            if whole.region.winner is None or (inside and doubt):
+                found[-1] = was.up_to(whole)
+                continue
+        found += run
+    return found
+
+
+def handovers_of(worlds: Worlds, rate_per_s: float | None = None) -> list[Handover]:
     """Every change of the choice from one region to another, with the band in which it lies.
 
-    Where there is no difference between the choice so far and another, it stays the choice.
+    Where there is no difference between the choice so far and another, it stays the choice. `rate_per_s`: as
+    `regions_of` takes it.
     """
     found: list[Handover] = []
     was: _Stretch | None = None
     start, choice = 0, ""
-    for now in _stretches(worlds):
+    for now in _stretches(worlds, rate_per_s):
         # Where nobody can serve, nobody takes over.
-        apart = was is None or was.end != now.start - 1
+        apart = was is None or not was.meets(now)
         if not apart and not now.holds(choice):
             found.append(_handover(worlds, choice, now, start))
         if apart or not now.holds(choice):
@@ -141,7 +176,8 @@ def _handover(worlds: Worlds, choice: str, now: _Stretch, start: int) -> Handove
     winners_DR, rates_R = worlds.winners_DR[:, here], worlds.rates_R[here]
     span = span_of(_thresholds(winners_DR == left, winners_DR == right, rates_R))
     span = bracketed(now.region.low_per_s, span.least, span.most)
-    low, high = float(worlds.rates_R[0]), float(worlds.rates_R[-1])
+    # Through logarithms and back, an end of the loads is no longer itself to the last digit.
+    low, high = float(worlds.rates_R[0]) * (1 + ROUNDING), float(worlds.rates_R[-1]) * (1 - ROUNDING)
     clipped = (start == 0 and span.least <= low) or (here.stop == len(worlds.rates_R) and span.most >= high)
     return Handover(choice, now.best, span, clipped)
 
@@ -150,9 +186,9 @@ def _handover(worlds: Worlds, choice: str, now: _Stretch, start: int) -> Handove
 class Standing:
     """How the contenders stand at one load. `winner` None: nobody can serve it.
 
-    `sure`: share of the worlds in which the winner wins. `margin`: cost of the runner-up over the winner's, as
-    predicted, with its band. `same`: they cost the same and answer as fast. `slower`: whether the runner-up answers
-    slower as predicted, None where somebody's speed is not known.
+    `sure`: share of the worlds in which the winner wins; where the two are the `same`, either of them. `margin`: cost
+    of the runner-up over the winner's, as predicted, with its band. `same`: they cost the same and answer as fast.
+    `slower`: whether the runner-up answers slower as predicted, None where somebody's speed is not known.
     """
 
     winner: str | None
@@ -171,6 +207,8 @@ def standing_at(worlds: Worlds, rate_per_s: float) -> Standing:
         return Standing(None, sure)
     name, margin = _runner_up(worlds, index, at)
     same = _no_difference(worlds, index, name, margin, at)
+    if same and name is not None:
+        sure += float((worlds.winners_DR[:, at] == worlds.names.index(name)).mean())
     if name is not None and margin is not None:
         value_D = ratios(*(worlds.usd_per_hour_CDR[i, :1, at] for i in (worlds.names.index(name), index)))
         if len(value_D):

@@ -46,6 +46,11 @@ def rate_text(per_s: float) -> str:
     return f"{per_s * 3600:.3g} requests an hour"
 
 
+def part_text(share: float) -> str:
+    """A share that is in use, in whole per cent: what is not nothing is not 0%."""
+    return "under 1%" if 0 < share < 0.005 else f"{share:.0%}"
+
+
 MOST_STRETCHES = 3
 """Of hours that one candidate serves, each said by the clock; of more the hours are counted."""
 PROBABLE = 0.9
@@ -114,8 +119,9 @@ def verdict_of(
     if day is None and here.runner_up is not None and here.margin is not None:
         because.append(_margin(here.runner_up, here.margin, here))
     if sure < PROBABLE:
+        who = "one of the two wins" if here.same else "it wins"
         because.append(
-            f"Not certain: it wins in {sure:.0%} of the cases that the predictions' errors leave open; measure as said "
+            f"Not certain: {who} in {sure:.0%} of the cases that the predictions' errors leave open; measure as said "
             "below before you buy."
         )
     because += [flip.meaning[0].upper() + flip.meaning[1:] + "." for flip in flips if flip.quantity == "load"][:3]
@@ -200,7 +206,7 @@ def _capacity(best: CandidateResult, load_per_s: float, load: str) -> str:
     span = best.capacity_per_s
     n = next((p for p in best.cost if abs(p.rate_per_s - load_per_s) <= 1e-6 * load_per_s), None)
     replicas = f"; {load} takes {n.replicas.value:.0f} of them" if n is not None and n.replicas is not None else ""
-    used = f", {n.utilisation:.0%} used" if n is not None and n.utilisation is not None else ""
+    used = f", {part_text(n.utilisation)} used" if n is not None and n.utilisation is not None else ""
     carries = f"One replica of {best.name} carries {span_text(span)} requests/s within the SLO ({best.provenance})"
     return f"{carries}{replicas}{used}."
 

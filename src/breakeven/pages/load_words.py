@@ -353,23 +353,36 @@ def _output_words(workload: Workload) -> str:
     return length_words(workload.output)
 
 
-def workload_rows(workload: Workload, slo: Slo | None, points: Sequence[LoadPoint] = ()) -> list[tuple[str, str]]:
-    """Name and value of everything about the traffic that a reader needs to judge the numbers."""
+def workload_rows(
+    workload: Workload, slo: Slo | None, points: Sequence[LoadPoint] = (), *, played: bool = True
+) -> list[tuple[str, str]]:
+    """Name and value of everything about the traffic that a reader needs to judge the numbers.
+
+    `played`: to an engine; of what was only simulated, load by load, there is no warm-up, no end and no endpoint.
+    """
     ends = [_exact(workload.duration_s)] if workload.duration_s is not None else []
     ends += [f"{workload.requests} requests"] if workload.requests is not None else []
+    arrivals = several_words(workload.arrivals, points)
+    if workload.turns > 1:
+        # Every arrival starts a conversation.
+        arrivals = arrivals.replace("req/s", "conversations/s").replace("one request", "one conversation")
     rows = [
-        ("Arrivals", several_words(workload.arrivals, points)),
+        ("Arrivals", arrivals),
         ("Prompts", _prompt_words(workload)),
         ("Outputs", _output_words(workload)),
         ("Service level", slo_words(slo)),
-        ("Ends after", " or ".join(ends) or "the trace"),
-        ("Warm-up", f"{_exact(workload.warm_up_s)} of the same traffic, not counted" if workload.warm_up_s else "none"),
     ]
+    if played or ends:
+        rows.append(("Ends after", " or ".join(ends) or "the trace"))
+    if played:
+        warm_up = f"{_exact(workload.warm_up_s)} of the same traffic, not counted" if workload.warm_up_s else "none"
+        rows.append(("Warm-up", warm_up))
     if workload.turns > 1:
         rows.append(("Conversations", f"{workload.turns} turns, {_exact(workload.turn_think_s)} between them"))
     if workload.languages:
         rows.append(("Languages", ", ".join(workload.languages)))
-    endpoint = "chat completions" if workload.chat else "completions"
-    rows.append(("Requests", f"{endpoint}, {'streamed' if workload.stream else 'not streamed'}"))
+    if played:
+        endpoint = "chat completions" if workload.chat else "completions"
+        rows.append(("Requests", f"{endpoint}, {'streamed' if workload.stream else 'not streamed'}"))
     rows.append(("Seed", str(workload.seed)))
     return rows
