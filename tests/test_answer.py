@@ -201,6 +201,13 @@ def test_every_flip_is_where_one_region_ends_and_another_begins(several: list[Co
         assert after.winner in (h.to, None)
         assert before.winner in (h.from_, None)
         assert h.rate_per_s.low <= h.rate_per_s.value <= h.rate_per_s.high
+    for region in regions:
+        if region.winner is not None and region.margin is not None:
+            whole = worlds.rates_R[(worlds.rates_R >= region.low_per_s) & (worlds.rates_R < (region.high_per_s or 1e9))]
+            middle = int(np.flatnonzero(worlds.rates_R == whole[0])[0]) + (len(whole) - 1) // 2
+            costs = {name: worlds.usd_per_hour_CDR[i, :, middle] for i, name in enumerate(worlds.names)}
+            ratio_D = costs[region.runner_up or ""] / costs[region.winner]
+            assert region.margin.value == pytest.approx(float(np.median(ratio_D)))
     # Whoever is named by one region and not by the next has handed over in between.
     named = [region.winner for region in regions if region.winner is not None]
     if len(set(named)) > 1:
@@ -220,13 +227,19 @@ def test_what_costs_nothing_has_no_ratio_and_the_next_costs_no_times_as_much(see
 
 
 def test_a_band_is_held_against_one_of_the_same_thing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The flip that a measurement would do away with is no band that it would narrow."""
-    flip = {("dense", "moe"): 10.0}
-    found = iter([(flip, 3.0), ({}, 2.0), ({("moe", "dense"): 1.1}, 3.0), ({("dense", "moe"): 4.0}, 3.0)])
-    monkeypatch.setattr("breakeven.answer.next._bands", lambda *_: next(found))
-    options = [calibration_of(name, "vllm", ["dense"]) for name in ("gone", "another", "narrower")]
-    bands = {each.command: (each.band_before, each.band_after) for each in narrowest([], options, RATES, 1.0, 0)}
-    assert bands == {options[0].command: (3.0, 2.0), options[2].command: (10.0, 4.0)}
+    """Where a measurement would do away with the flip, all are held against what decides instead."""
+    flip = ("dense", "moe")
+    options = [calibration_of(name, "vllm", ["dense"]) for name in ("a", "b", "c")]
+    for after, bands in (
+        ([({flip: 4.0}, 2.0), ({flip: 9.9}, 1.5), ({flip: 5.0}, 3.0)], {"a": (10.0, 4.0), "c": (10.0, 5.0)}),
+        ([({}, 2.0), ({("moe", "dense"): 1.1}, 1.5), ({flip: 4.0}, 3.0)], {"b": (3.0, 1.5), "a": (3.0, 2.0)}),
+    ):
+        found = iter([({flip: 10.0}, 3.0), *after])
+        monkeypatch.setattr("breakeven.answer.next._bands", lambda *_, found=found: next(found))
+        told = [
+            (each.command[-2], (each.band_before, each.band_after)) for each in narrowest([], options, RATES, 1.0, 0)
+        ]
+        assert told == list(bands.items())
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 0, 2)])

@@ -66,20 +66,24 @@ def narrowest(
 ) -> list[NextMeasurement]:
     """The options that narrow the answer most, best first, at most MOST of them.
 
-    What they narrow is the flip nearest to the load; where there is none, or none any more, the ratio that decides
-    between the best two. A band is only ever held against one of the same thing.
+    What they narrow is the flip nearest to the load; where there is none, or some would do away with it, the ratio that
+    decides between the best two. A band is only ever held against those of the same thing.
     """
     flips, decides = _bands(contenders, rates, rate_per_s, seed)
-    nearest_flip = next(iter(flips), None)
-    found = []
-    for option in options:
-        flips_after, decides_after = _bands([_with(c, option) for c in contenders], rates, rate_per_s, seed)
-        before, after = decides, decides_after
-        if nearest_flip is not None and nearest_flip in flips_after:
-            before, after = flips[nearest_flip], flips_after[nearest_flip]
-        if before is not None and after is not None and before / after >= LEAST_GAIN:
-            found.append(NextMeasurement(command=option.command, why=option.why, band_before=before, band_after=after))
-    return sorted(found, key=lambda n: n.band_after / n.band_before)[:MOST]
+    after = [_bands([_with(c, option) for c in contenders], rates, rate_per_s, seed) for option in options]
+    flip = next(iter(flips), None)
+    if flip is not None and (decides is None or all(flip in known for known, _ in after)):
+        before, narrowed = flips[flip], [known.get(flip) for known, _ in after]
+    elif decides is not None:
+        before, narrowed = decides, [known for _, known in after]
+    else:
+        return []
+    found = [
+        NextMeasurement(command=option.command, why=option.why, band_before=before, band_after=band)
+        for option, band in zip(options, narrowed, strict=True)
+        if band is not None and before / band >= LEAST_GAIN
+    ]
+    return sorted(found, key=lambda n: n.band_after)[:MOST]
 
 
 def _with(contender: Contender, option: Option) -> Contender:

@@ -106,7 +106,15 @@ def _stretches(worlds: Worlds, rate_per_s: float | None) -> list[_Stretch]:
         )
         found.append(_Stretch(start, end, name, region))
     here = -1 if rate_per_s is None else nearest(worlds.rates_R, rate_per_s)
-    return _merged(_without_slivers(_merged(found, here), here), here)
+    return [_told(worlds, each) for each in _merged(_without_slivers(_merged(found, here), here), here)]
+
+
+def _told(worlds: Worlds, stretch: _Stretch) -> _Stretch:
+    """With the next best, and by how much, in its middle, which moves where others were merged into it."""
+    if stretch.region.winner is None:
+        return stretch
+    runner_up, margin = _runner_up(worlds, worlds.names.index(stretch.best), (stretch.start + stretch.end) // 2)
+    return replace(stretch, region=msgspec.structs.replace(stretch.region, runner_up=runner_up, margin=margin))
 
 
 def _begins(rates_R: Floats, at: int) -> float:
