@@ -397,6 +397,14 @@ def test_two_staircases_overtake_each_other_more_than_once() -> None:
     ]
 
 
+def test_loads_at_which_both_cost_the_same_again_are_told() -> None:
+    """Above 10 two of the one against one of the other; from 16 to 20 two of each."""
+    (flip,) = break_evens(rented("dense", 2.0, 10.0), rented("moe", 2.0, 16.0), 0.1, 30.0)
+    assert "moe is cheaper than dense or costs the same, up to the end of the range, 30 requests/s" in flip.meaning
+    (flip,) = break_evens(rented("dense", 2.0, 10.0), rented("moe", 2.0, 16.0), 0.1, 15.0)
+    assert "moe is cheaper than dense, up to the end of the range, 15 requests/s" in flip.meaning
+
+
 def test_an_api_is_left_where_its_line_crosses_the_standing_bill() -> None:
     api = offer("api", Api(usd_per_mtok_input=0.1, usd_per_mtok_output=0.4), None)
     (flip,) = break_evens(api, rented("own", 1.0, 25.0, 1.3), 0.01, 20.0)
