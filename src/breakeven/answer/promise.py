@@ -31,7 +31,8 @@ NOBODY = "cannot keep it with up to 16 machines, though alone it might: bursts a
 MANY = 3.0
 """Times the machines that are busy: from there on (and two more) their number is explained."""
 NEAR = 2.0
-"""Times the misses that are allowed: who misses more is far from the promise, however wide its interval."""
+"""Times the misses that are allowed: who misses more is far from the promise, however wide its interval; and so is who
+keeps less than the share asked over this, as of a promise for half of all no number of misses is twice that."""
 FAR = 2.0
 """A sure fleet of more than this many times the borderline one is another purchase, and no rounding up."""
 JUST = 1e-4
@@ -73,11 +74,15 @@ def judged(shares: Sequence[ShareKept], fewest: int | None, asked: float) -> Pro
             continue
         if each.share.value >= asked or (fewest is not None and each.machines >= fewest):
             break
-        if each.share.most >= asked and 1 - each.share.value <= NEAR * (1 - asked):
+        if each.share.most >= asked and _is_near(each.share.value, asked):
             if each.machines == 1 or fewest is None or fewest > FAR * each.machines:
                 return Promise(tuple(shares), each.machines, each, only_just=fewest is None)
             break
     return Promise(tuple(shares), fewest)
+
+
+def _is_near(share: float, asked: float) -> bool:
+    return 1 - share <= NEAR * (1 - asked) and share >= asked / NEAR
 
 
 def keeps(kept: ShareKept, asked: float) -> bool:
