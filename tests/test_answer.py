@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from breakeven.answer.along import map_of
 from breakeven.answer.flips import along, growth_flip, precision_flips
 from breakeven.answer.mixes import MixPart, best_mix
 from breakeven.answer.next import calibration_of, narrowest
@@ -365,6 +366,27 @@ def test_a_flip_along_context() -> None:
     assert (flip.from_, flip.to) == ("moe", "dense")
     assert flip.at is not None
     assert 1000 < flip.at.value < 2000
+
+
+def test_no_flip_and_no_winner_on_the_map_where_two_make_no_difference() -> None:
+    at = np.array([9.0])
+    kinds: list[tuple[str, Kind]] = [("dense", "dense"), ("moe", "moe")]
+    worlds = [
+        worlds_of([DENSE, contender("moe", "moe", 2.0, exact(10.0), e2e_s=e2e_s)], at, 0)
+        for e2e_s in (1.2, 0.99, 1.2, 0.8)
+    ]
+    (flip,) = along("context", "tokens", [1e3, 2e3, 4e3, 8e3], worlds, {"dense": "dense", "moe": "MoE"})
+    assert (flip.from_, flip.to) == ("dense", "moe")
+    (flip,) = precision_flips(["BF16", "FP8", "INT8", "INT4"], worlds, {"dense": "dense", "moe": "MoE"})
+    assert flip.at_label == "INT4"
+    drawn = map_of("context", list(zip([1e3, 2e3, 4e3, 8e3], worlds, strict=True)), kinds, [9.0])
+    assert [(cell.winner, cell.kind) for cell in drawn.cells] == [
+        ("dense", "dense"),
+        (None, None),
+        ("dense", "dense"),
+        ("moe", "moe"),
+    ]
+    assert all(cell.ratio == 1.0 for cell in drawn.cells)
 
 
 prices = st.one_of(
