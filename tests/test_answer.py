@@ -143,6 +143,21 @@ def test_a_sliver_of_no_difference_is_neither_a_region_nor_a_flip() -> None:
     assert handovers_of(worlds) == []
 
 
+def test_a_sliver_of_no_difference_is_not_of_whom_it_leaves_behind() -> None:
+    """Above 10 the first needs two machines; of the other two, which cost the same, one is a hair faster up to 11."""
+    dips = ((0.01, 0.99), (11.0, 0.99), (11.1, 1.2), (1000.0, 1.2))
+    three = [
+        contender("small", "dense", 2.0, exact(10.0), e2e_s=0.5),
+        replace(contender("dips", "moe", 2.0, exact(25.0)), latency=speeds(*dips)),
+        contender("large", "moe", 2.0, exact(25.0), e2e_s=1.0),
+    ]
+    worlds = worlds_of(three, RATES[RATES < 20], 0)
+    assert [region.winner for region in regions_of(worlds)] == ["small", "large"]
+    (found,) = handovers_of(worlds)
+    assert (found.from_, found.to) == ("small", "large")
+    assert found.rate_per_s.value == pytest.approx(10.0, rel=0.03)
+
+
 def test_a_sliver_of_doubt_between_two_regions_of_one_winner_is_theirs() -> None:
     dips = ((0.01, 1.2), (2.1, 1.2), (2.12, 0.9), (2.25, 0.9), (2.3, 1.2), (1000.0, 1.2))
     doubts = [Doubt(name, "gpu", 0.0, 0.3) for name in ("dense", "moe")]

@@ -69,6 +69,11 @@ class _Stretch:
         wider = msgspec.structs.replace(self.region, high_per_s=last.region.high_per_s)
         return replace(self, end=last.end, region=wider)
 
+    def down_to(self, first: _Stretch) -> _Stretch:
+        """As wide as from the start of `first`."""
+        wider = msgspec.structs.replace(self.region, low_per_s=first.region.low_per_s)
+        return replace(self, start=first.start, region=wider)
+
     def holds(self, name: str) -> bool:
         """Whether `name` is as good a choice here as any."""
         return name == self.best or (self.region.winner is None and name == self.region.runner_up)
@@ -142,16 +147,21 @@ def _merged(stretches: Sequence[_Stretch], here: int) -> list[_Stretch]:
 
 
 def _without_slivers(stretches: Sequence[_Stretch], here: int) -> list[_Stretch]:
-    """A sliver of no difference belongs to what is before it, one of doubt to the winner on both sides of it."""
+    """A sliver of no difference is a neighbour's that is one of those, one of doubt the winner's on both sides."""
     found: list[_Stretch] = []
     runs = [list(run) for _, run in itertools.groupby(stretches, lambda each: each.region.winner)]
     for run, after in itertools.zip_longest(runs, runs[1:]):
-        whole, was = run[0].up_to(run[-1]), found[-1] if found else None
-        if was is not None and was.meets(whole) and whole.is_sliver(here):
-            inside = after is not None and whole.meets(after[0]) and after[0].region.winner == was.region.winner
-            doubt = not all(each.region.certain for each in run)
-            if whole.region.winner is None or (inside and doubt):
+        whole = run[0].up_to(run[-1])
+        was = found[-1] if found and found[-1].meets(whole) else None
+        then = after[0] if after is not None and whole.meets(after[0]) else None
+        if whole.is_sliver(here):
+            tie, doubt = whole.region.winner is None, not all(each.region.certain for each in run)
+            inside = was is not None and then is not None and was.region.winner == then.region.winner is not None
+            if was is not None and ((inside and doubt) or (tie and all(each.holds(was.best) for each in run))):
                 found[-1] = was.up_to(whole)
+                continue
+            if then is not None and tie and all(each.holds(then.best) for each in run):
+                after[0] = then.down_to(whole)
                 continue
         found += run
     return found
