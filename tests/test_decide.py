@@ -25,7 +25,7 @@ from breakeven.cli.main import _run
 from breakeven.errors import UserError
 from breakeven.hardware.machine import MachineSpec
 from breakeven.model.quality.scores import QualityScore
-from breakeven.pages.decision_html import month_cell
+from breakeven.pages.decision_html import cost_cells, month_cell, now_cells
 from breakeven.pages.decision_terminal import print_decision
 from breakeven.pages.decision_words import month_text, runs_on
 from breakeven.price.pricing import NOT_BILLED
@@ -480,6 +480,18 @@ def test_a_bill_without_an_upper_end_is_shown_without_one(pair: Decision) -> Non
     assert "51,1" not in month_text(edge, usd)
     assert month_cell(sure, usd).interval == "365–51,135"
     assert month_cell(edge, usd).interval == "from 365"
+    # Nor in any other number that grows with the machines, nor in the verdict.
+    load = pair.load_per_s
+    point = next(each for each in sure.cost if each.rate_per_s == load)
+    spans = dict.fromkeys(("usd_per_hour", "usd_per_request", "usd_per_mtok_output", "replicas"), usd)
+    wide = [msgspec.structs.replace(point, **spans)]
+    sure, edge = (msgspec.structs.replace(each, cost=wide, notes=each.notes, ruled_out=[]) for each in (sure, edge))
+    for each, ends in ((sure, True), (edge, False)):
+        heads, rows = cost_cells(each)
+        cells = [*now_cells(each, load)[:3], *(rows[0][heads.index(head)] for head in ("replicas", "$/month"))]
+        assert [("70" in cell.interval or "51,1" in cell.interval) for cell in cells] == [ends] * len(cells)
+        said = verdict_of([each], [], None, Standing(each.name, 1.0), load, []).sentence
+        assert ("($0.50 to $70.00)" in said, "(from $0.50)" in said) == (ends, not ends)
 
 
 def test_electricity_that_is_not_billed_is_said_beside_any_answer(pair: Decision) -> None:

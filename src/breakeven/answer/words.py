@@ -16,6 +16,7 @@ from breakeven.answer.mixes import Mix
 from breakeven.answer.regions import Standing
 from breakeven.answer.worlds import COST_TIE
 from breakeven.price.pricing import NOT_BILLED
+from breakeven.results.cost import ENDLESS
 from breakeven.results.decision import CandidateResult, Day, Flip, Outcome, Verdict
 from breakeven.stats.estimate import Estimate
 
@@ -147,7 +148,7 @@ def verdict_of(
     outcome: Outcome = "api" if best.capacity_per_s is None else "moe" if best.kind == "moe" else "dense"
     kind = {"moe": "MoE", "dense": "dense", "unknown": "hosted"}[best.kind]
     cost = next((p for p in best.cost if abs(p.rate_per_s - load_per_s) <= 1e-6 * load_per_s), None)
-    bill = f": {usd_text(cost.usd_per_hour)} an hour" if cost is not None else ""
+    bill = f": {_bill_text(best, cost.usd_per_hour)} an hour" if cost is not None else ""
     when = f"at {rate_text(load_per_s)}{bill}"
     if day is not None:
         spent = next(each.usd_per_day for each in day.bills if each.candidate == winner)
@@ -161,6 +162,14 @@ def verdict_of(
         who = turns_text(day.by_hour, kinds)
         sentence += f" Taking turns by the hour costs {usd_text(day.by_hour_usd_per_day)}: {who}."
     return Verdict(outcome=outcome, winner=winner, sentence=sentence, because=because)
+
+
+def _bill_text(candidate: CandidateResult, span: Estimate) -> str:
+    """Dollars; of a bill without an upper end, from where on it lies: what stands in its place is nobody's."""
+    text = usd_text(span)
+    if not any(note.startswith(ENDLESS) for note in candidate.notes) or " (" not in text:
+        return text
+    return f"{text.partition(' to ')[0].replace('(', '(from ')})"
 
 
 def _unbilled(by_name: Mapping[str, CandidateResult], names: Sequence[str]) -> list[str]:
