@@ -25,7 +25,7 @@ from breakeven.cli.main import _run
 from breakeven.errors import UserError
 from breakeven.hardware.machine import MachineSpec
 from breakeven.model.quality.scores import QualityScore
-from breakeven.pages.decision_html import cost_cells, month_cell, now_cells
+from breakeven.pages.decision_html import cost_cells, month_cell, now_cells, render_decision
 from breakeven.pages.decision_terminal import print_decision
 from breakeven.pages.decision_words import month_text, runs_on
 from breakeven.price.pricing import NOT_BILLED
@@ -33,6 +33,7 @@ from breakeven.results.cost import ENDLESS
 from breakeven.results.decision import Decision, TrafficShare
 from breakeven.results.lab import Evaluated, Evaluation, Slice, TaskScore
 from breakeven.results.load import CapacityStudy, Limit, LoadModel, Trial
+from breakeven.results.point import OF_LATENCY
 from breakeven.results.store import write
 from breakeven.stats.estimate import Estimate, measured
 from breakeven.stats.percentiles import Share
@@ -567,3 +568,31 @@ def test_engines_on_one_machine_are_wrong_apart_and_are_measured_as_the_study_as
         f"breakeven capacity llama-3.2-1b:BF16 --engine vllm --kv fp8 {options}"
     )
     assert _capacity_of(plan, local).command == f"breakeven capacity olmoe-1b-7b:Q4_K_M --engine llama.cpp {options}"
+
+
+@pytest.mark.parametrize(
+    ("load", "missing"),
+    [
+        # Labels of one token have no time between tokens.
+        ("prompt: 200, output: 1", {"tpot_p50_s", "tpot_p99_s"}),
+        # Three in a hundred are longer than there is room for, and refused: the last one in a hundred never ends.
+        ("prompt: 'lognormal:300,500[10-8000]', output: 50", {"ttft_p99_s", "tpot_p99_s", "e2e_p99_s"}),
+    ],
+)
+def test_delays_that_are_none_are_told_as_none(tmp_path: Path, load: str, missing: set[str]) -> None:
+    text = (HEAD + PAIR).replace("prompt: 200, output: 50", load).replace("share: 95%", "share: 90%")
+    plan = read_study(study(tmp_path, text.replace("format: Q4_K_M, ", "format: Q4_K_M, policy: {kv_tokens: 1500}, ")))
+    found = decide(plan)
+    assert found.verdict.winner == "dense"
+    for candidate in found.candidates:
+        for point in candidate.latency:
+            told = {name: getattr(point, name) for name in OF_LATENCY.values()}
+            assert {name for name, span in told.items() if span is None} == missing
+        worst = candidate.shares[-1].worst
+        refused = "% are longer than the keys and values of one machine and refused"
+        assert (worst is not None and refused in worst) == ("ttft_p99_s" in missing)
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Decision) == found
+    out = io.StringIO()
+    print_decision(found, Console(file=out, width=100), None, full=True)
+    assert "not available" in out.getvalue()
+    assert "<h1>" in render_decision(found)

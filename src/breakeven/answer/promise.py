@@ -35,6 +35,8 @@ NEAR = 2.0
 keeps less than the share asked over this, as of a promise for half of all no number of misses is twice that."""
 FAR = 2.0
 """A sure fleet of more than this many times the borderline one is another purchase, and no rounding up."""
+SELDOM = 0.001
+"""A share of the requests that is not worth a word."""
 JUST = 1e-4
 """A fleet that does not carry a load is taken to carry this much less."""
 
@@ -95,8 +97,15 @@ def kept_by(shares: Shares) -> list[ShareKept]:
     found = [
         ShareKept(machines=n, share=share.plain(), overloaded=shares.overloads(n)) for n, share in shares.by_replicas
     ]
-    worst = None if shares.alone.miss is None else miss_text(shares.alone.miss)
-    return [*found, ShareKept(machines=None, share=shares.alone.share.plain(), worst=worst)]
+    alone = shares.alone
+    worst = [] if alone.refused < SELDOM else [refused_text(alone.refused)]
+    worst += [] if alone.miss is None else [miss_text(alone.miss)]
+    return [*found, ShareKept(machines=None, share=alone.share.plain(), worst=", ".join(worst) or None)]
+
+
+def refused_text(share: float) -> str:
+    """Who is refused by machines of any number."""
+    return f"{_percent(share)} are longer than the keys and values of one machine and refused"
 
 
 def miss_text(miss: Miss) -> str:

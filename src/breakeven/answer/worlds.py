@@ -263,9 +263,10 @@ def worlds_of(contenders: Sequence[Contender], rates_R: Floats, seed: int) -> Wo
 
 def _e2e_s(contender: Contender, rate_DR: Floats, factor_D: Floats) -> Floats:
     """Median time of an answer at a replica's load: between the simulated loads, and longer by the draw's factor."""
-    if not contender.latency:
+    known = [(p.rate_per_s, p.e2e_p50_s.value) for p in contender.latency if p.e2e_p50_s is not None]
+    if not known:
         return np.full(rate_DR.shape, np.nan)
-    at = np.array([max(p.rate_per_s, 1e-12) for p in contender.latency])
-    value = np.array([max(p.e2e_p50_s.value, NOTHING_S) for p in contender.latency])
+    at = np.array([max(rate, 1e-12) for rate, _ in known])
+    value = np.array([max(e2e_s, NOTHING_S) for _, e2e_s in known])
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.exp(np.interp(np.log(rate_DR), np.log(at), np.log(value)) + factor_D[:, None]))

@@ -343,7 +343,7 @@ def _latency(rate: float, runs: Sequence[tuple[TrialReplica, Simulation]], slo: 
     """`runs`: with the step model as it is, its fast and its slow end."""
     counted = [replica.counted(run) for replica, run in runs]
     spans = {
-        f"{metric}_p{p}_s": around(
+        f"{metric}_p{p}_s": _known(
             [float(run.percentiles(metric, p, c)) for (_, run), c in zip(runs, counted, strict=True)]
         )
         for metric in ("ttft", "tpot", "e2e")
@@ -358,6 +358,11 @@ def _latency(rate: float, runs: Sequence[tuple[TrialReplica, Simulation]], slo: 
         utilisation=run.utilisation,
         tokens_per_s=rate * float(np.mean(run.requests.output_tokens_N)),
     )
+
+
+def _known(value_and_ends: Sequence[float]) -> Estimate | None:
+    """`around` them; None where there is no such delay, or it never ends."""
+    return around(value_and_ends) if all(map(math.isfinite, value_and_ends)) else None
 
 
 def unit_requests(workload: Workload, trace: TraceRows | None, n: int) -> Requests:

@@ -369,7 +369,8 @@ def traffic_rows(decision: Decision) -> list[tuple[str, str]]:
 
 def day_words(day: Day) -> str:
     """What the table of the hours holds."""
-    whole = f"; all day: machines of {day.bills[0].candidate}, the cheapest over all hours" if day.bills else ""
+    first = day.bills[0] if day.bills and day.bills[0].used else None
+    whole = "" if first is None else f"; all day: machines of {first.candidate}, the cheapest over all hours"
     who = "Who is cheapest in each hour alone, of those that may stand aside in others"
     return f"{who}{whole}; as predicted, starts apart"
 

@@ -177,10 +177,10 @@ def _told_speed(found: CandidateResult) -> ApiSpeed | None:
     """A hosted model's speed, which its decision holds the same for every load."""
     if not found.latency:
         return None
-    point = found.latency[0]
-    return ApiSpeed(
-        ttft_s=point.ttft_p50_s.value, tokens_per_s=1.0 / point.tpot_p50_s.value, source="the study of this decision"
-    )
+    ttft, tpot = found.latency[0].ttft_p50_s, found.latency[0].tpot_p50_s
+    if ttft is None or tpot is None:
+        return None
+    return ApiSpeed(ttft_s=ttft.value, tokens_per_s=1.0 / tpot.value, source="the study of this decision")
 
 
 def _is_this(machine: str) -> bool:
