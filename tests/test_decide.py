@@ -589,10 +589,29 @@ def test_delays_that_are_none_are_told_as_none(tmp_path: Path, load: str, missin
             told = {name: getattr(point, name) for name in OF_LATENCY.values()}
             assert {name for name, span in told.items() if span is None} == missing
         worst = candidate.shares[-1].worst
-        refused = "% are longer than the keys and values of one machine and refused"
+        refused = "% are longer than its context or the keys and values of one machine, and refused"
         assert (worst is not None and refused in worst) == ("ttft_p99_s" in missing)
     assert msgspec.json.decode(msgspec.json.encode(found), type=Decision) == found
     out = io.StringIO()
     print_decision(found, Console(file=out, width=100), None, full=True)
     assert "not available" in out.getvalue()
     assert "<h1>" in render_decision(found)
+
+
+def test_who_cannot_hold_the_requests_is_not_recommended_for_them(tmp_path: Path) -> None:
+    """OLMoE ends at 4,096 tokens, Llama 3.2 at 131,072."""
+    text = (
+        (HEAD + PAIR)
+        .replace("prompt: 200, output: 50", "prompt: 5000, output: 50")
+        .replace("contexts: [250, 1000]\n", "")
+    )
+    found = decide(read_study(study(tmp_path, text)))
+    dense, moe = found.candidates
+    assert found.verdict.winner == "dense"
+    assert dense.ruled_out == []
+    assert moe.cost == []
+    assert moe.ruled_out[0].startswith(
+        "cannot keep it with any number of machines: 0 % even alone, 100 % are longer than its context"
+    )
+    drawn = next(each for each in found.maps if each.y == "context")
+    assert {cell.winner for cell in drawn.cells if float(cell.y) >= 5050} == {"dense"}

@@ -105,7 +105,7 @@ def kept_by(shares: Shares) -> list[ShareKept]:
 
 def refused_text(share: float) -> str:
     """Who is refused by machines of any number."""
-    return f"{_percent(share)} are longer than the keys and values of one machine and refused"
+    return f"{_percent(share)} are longer than its context or the keys and values of one machine, and refused"
 
 
 def miss_text(miss: Miss) -> str:

@@ -54,7 +54,7 @@ class Alone:
     luck: Estimate
     miss: Miss | None
     refused: float = 0.0
-    """Share of the requests that are longer than one replica's keys and values."""
+    """Share of the requests that are longer than a context, or than the keys and values of one replica."""
 
 
 @dataclass(frozen=True, slots=True)
