@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from simulate_fixtures import TINY_POLICY, model, profile
 
+import breakeven
 from breakeven.cli.main import dispatch
 from breakeven.errors import UserError
 from breakeven.forecast.long_trace import simulate_long_trace
@@ -312,3 +313,12 @@ def test_agents_share_their_prefix_in_the_simulator() -> None:
     assert shares[0] == pytest.approx(39 * 1280 / int(plan.prompt_N.sum()))
     assert 0 < shares[1] <= shares[0]
     assert shares[2] == 0
+
+
+def test_simulate_refuses_what_is_longer_than_a_context() -> None:
+    """OLMoE ends at 4,096 tokens; Llama 3.2 1B does not."""
+    traffic = breakeven.Traffic(rate="1", requests=20, prompt="5000", output="10")
+    for name, refused in (("olmoe-1b-7b", 20), ("llama-3.2-1b", 0)):
+        study = breakeven.simulate(name, traffic, machine="rtx-4090")
+        assert study.points[0].refused == refused
+        assert any("longer than the context" in note for note in study.notes) == bool(refused)

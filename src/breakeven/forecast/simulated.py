@@ -250,7 +250,9 @@ def _notes(model: StepModel, points: Sequence[SimulatedPoint]) -> list[str]:
     notes = assumed_notes(model.spec)
     refused = sum(point.refused for point in points)
     if refused:
-        notes.append(f"{refused} requests are longer than one replica's keys and values and were refused")
+        notes.append(
+            f"{refused} requests are longer than the context or one replica's keys and values and were refused"
+        )
     late = [point.load for point in points if point.queue_grows]
     if late:
         notes.append(
