@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from breakeven.answer.along import map_of
 from breakeven.answer.flips import along, growth_flip, precision_flips
 from breakeven.answer.mixes import MixPart, best_mix
 from breakeven.answer.next import calibration_of, narrowest
@@ -119,6 +122,140 @@ def test_leaving_a_candidate_out_changes_nobody_elses_draws() -> None:
 def test_no_difference_is_an_answer() -> None:
     twin = contender("twin", "moe", 2.0, exact(10.0), e2e_s=1.02)
     assert [region.winner for region in regions_of(worlds_of([DENSE, twin], RATES[:100], 0))] == [None]
+
+
+def speeds(*points: tuple[float, float]) -> list[LatencyPoint]:
+    """Answers in so many seconds at so many requests/s."""
+    flat = delays(1.0)[0]
+    return [msgspec.structs.replace(flat, rate_per_s=rate, e2e_p50_s=exact(e2e_s)) for rate, e2e_s in points]
+
+
+def test_a_sliver_of_no_difference_is_neither_a_region_nor_a_flip() -> None:
+    """Two at one price: for a moment the one that is slower everywhere else is as fast, and a hair faster."""
+    dips = ((0.01, 1.2), (2.1, 1.1), (2.15, 0.99), (2.25, 0.99), (2.3, 1.1), (1000.0, 1.2))
+    pair = [
+        contender("dense", "dense", 2.0, exact(10.0), e2e_s=1.0),
+        replace(contender("moe", "moe", 2.0, exact(10.0)), latency=speeds(*dips)),
+    ]
+    worlds = worlds_of(pair, RATES[RATES < 9], 0)
+    assert 1 in worlds.winners_DR[0]
+    assert [region.winner for region in regions_of(worlds)] == ["dense"]
+    assert handovers_of(worlds) == []
+
+
+def test_a_sliver_of_no_difference_is_not_of_whom_it_leaves_behind() -> None:
+    """Above 10 the first needs two machines; of the other two, which cost the same, one is a hair faster up to 11."""
+    dips = ((0.01, 0.99), (11.0, 0.99), (11.1, 1.2), (1000.0, 1.2))
+    three = [
+        contender("small", "dense", 2.0, exact(10.0), e2e_s=0.5),
+        replace(contender("dips", "moe", 2.0, exact(25.0)), latency=speeds(*dips)),
+        contender("large", "moe", 2.0, exact(25.0), e2e_s=1.0),
+    ]
+    worlds = worlds_of(three, RATES[RATES < 20], 0)
+    assert [region.winner for region in regions_of(worlds)] == ["small", "large"]
+    (found,) = handovers_of(worlds)
+    assert (found.from_, found.to) == ("small", "large")
+    assert found.rate_per_s.value == pytest.approx(10.0, rel=0.03)
+
+
+def test_a_sliver_of_doubt_between_two_regions_of_one_winner_is_theirs() -> None:
+    dips = ((0.01, 1.2), (2.1, 1.2), (2.12, 0.9), (2.25, 0.9), (2.3, 1.2), (1000.0, 1.2))
+    doubts = [Doubt(name, "gpu", 0.0, 0.3) for name in ("dense", "moe")]
+    pair = [
+        contender("dense", "dense", 2.0, exact(10.0), e2e_s=1.0, doubt=doubts[0]),
+        replace(contender("moe", "moe", 2.0, exact(10.0), doubt=doubts[1]), latency=speeds(*dips)),
+    ]
+    worlds = worlds_of(pair, RATES[RATES < 9], 0)
+    assert [(region.winner, region.certain) for region in regions_of(worlds)] == [("dense", False)]
+    assert handovers_of(worlds) == []
+    # Not where the verdict is on a load within it.
+    assert [region.winner for region in regions_of(worlds, 2.2)] == ["dense", "moe", "dense"]
+    assert [each.to for each in handovers_of(worlds, 2.2)] == ["moe", "dense"]
+
+
+def test_a_band_up_to_the_last_load_reaches_beyond_it() -> None:
+    doubt = [Doubt(name, "gpu", 0.0, 1.0) for name in ("dense", "moe")]
+    unsure = [
+        contender("dense", "dense", 2.0, around(10.0, 1.0), doubt=doubt[0]),
+        contender("moe", "moe", 2.0, around(25.0, 1.0), e2e_s=2.0, doubt=doubt[1]),
+    ]
+    for last in np.linspace(12.0, 13.0, 11).tolist():
+        (found,) = handovers_of(worlds_of(unsure, np.geomspace(2.0, last, 61), 0))
+        assert found.rate_per_s.high == pytest.approx(last)
+        assert found.clipped
+
+
+drawn_contenders = st.builds(
+    lambda name, usd, capacity, half_width, fast, slow: replace(
+        contender(name, "moe", usd, around(capacity, half_width), doubt=Doubt(name, "gpu", 0.0, half_width)),
+        latency=speeds((0.01, fast), (1000.0, slow)),
+    ),
+    st.sampled_from("abcdef"),
+    st.sampled_from([1.0, 1.005, 2.0]),
+    st.floats(1.0, 50.0),
+    st.sampled_from([0.0, 0.3]),
+    st.floats(0.9, 1.1),
+    st.floats(1.0, 1.2),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(drawn_contenders, min_size=2, max_size=3, unique_by=lambda each: each.name), st.integers(0, 100))
+def test_every_flip_is_where_one_region_ends_and_another_begins(several: list[Contender], at: int) -> None:
+    worlds = worlds_of(several, np.geomspace(0.1, 100, 101), 0)
+    load = float(worlds.rates_R[at])
+    regions = regions_of(worlds, load)
+    handovers = handovers_of(worlds, load)
+    # What is said of a load is what its region says.
+    here = standing_at(worlds, load)
+    mine = next(each for each in regions if each.high_per_s is None or load < each.high_per_s)
+    assert mine.low_per_s <= load
+    assert mine.winner == (None if here.same else here.winner)
+    for h in handovers:
+        before, after = next(p for p in itertools.pairwise(regions) if p[1].low_per_s == h.rate_per_s.value)
+        assert before.high_per_s == after.low_per_s
+        assert after.winner in (h.to, None)
+        assert before.winner in (h.from_, None)
+        assert h.rate_per_s.low <= h.rate_per_s.value <= h.rate_per_s.high
+    for region in regions:
+        if region.winner is not None and region.margin is not None:
+            whole = worlds.rates_R[(worlds.rates_R >= region.low_per_s) & (worlds.rates_R < (region.high_per_s or 1e9))]
+            middle = int(np.flatnonzero(worlds.rates_R == whole[0])[0]) + (len(whole) - 1) // 2
+            costs = {name: worlds.usd_per_hour_CDR[i, :, middle] for i, name in enumerate(worlds.names)}
+            ratio_D = costs[region.runner_up or ""] / costs[region.winner]
+            assert region.margin.value == pytest.approx(float(np.median(ratio_D)))
+    # Whoever is named by one region and not by the next has handed over in between.
+    named = [region.winner for region in regions if region.winner is not None]
+    if len(set(named)) > 1:
+        assert handovers
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_costs_nothing_has_no_ratio_and_the_next_costs_no_times_as_much(seed: int) -> None:
+    free = Contender("free", "moe", Api(usd_per_mtok_input=0.0, usd_per_mtok_output=0.0), None, TRAFFIC, None, [])
+    with np.errstate(divide="raise", invalid="raise"):
+        here = standing_at(worlds_of([DENSE, free], RATES[:100], seed), 0.5)
+        assert (here.winner, here.runner_up, here.margin, here.same) == ("free", "dense", None, False)
+        again = replace(free, name="again")
+        here = standing_at(worlds_of([again, free], RATES[:100], seed), 0.5)
+        assert here.margin == exact(1.0)
+        assert narrowest([DENSE, free], [], RATES[:100], 0.5, seed) == []
+
+
+def test_a_band_is_held_against_one_of_the_same_thing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a measurement would do away with the flip, all are held against what decides instead."""
+    flip = ("dense", "moe")
+    options = [calibration_of(name, "vllm", ["dense"]) for name in ("a", "b", "c")]
+    for after, bands in (
+        ([({flip: 4.0}, 2.0), ({flip: 9.9}, 1.5), ({flip: 5.0}, 3.0)], {"a": (10.0, 4.0), "c": (10.0, 5.0)}),
+        ([({}, 2.0), ({("moe", "dense"): 1.1}, 1.5), ({flip: 4.0}, 3.0)], {"b": (3.0, 1.5), "a": (3.0, 2.0)}),
+    ):
+        found = iter([({flip: 10.0}, 3.0), *after])
+        monkeypatch.setattr("breakeven.answer.next._bands", lambda *_, found=found: next(found))
+        told = [
+            (each.command[-2], (each.band_before, each.band_after)) for each in narrowest([], options, RATES, 1.0, 0)
+        ]
+        assert told == list(bands.items())
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 0, 2)])
@@ -244,6 +381,27 @@ def test_a_flip_along_context() -> None:
     assert (flip.from_, flip.to) == ("moe", "dense")
     assert flip.at is not None
     assert 1000 < flip.at.value < 2000
+
+
+def test_no_flip_and_no_winner_on_the_map_where_two_make_no_difference() -> None:
+    at = np.array([9.0])
+    kinds: list[tuple[str, Kind]] = [("dense", "dense"), ("moe", "moe")]
+    worlds = [
+        worlds_of([DENSE, contender("moe", "moe", 2.0, exact(10.0), e2e_s=e2e_s)], at, 0)
+        for e2e_s in (1.2, 0.99, 1.2, 0.8)
+    ]
+    (flip,) = along("context", "tokens", [1e3, 2e3, 4e3, 8e3], worlds, {"dense": "dense", "moe": "MoE"})
+    assert (flip.from_, flip.to) == ("dense", "moe")
+    (flip,) = precision_flips(["BF16", "FP8", "INT8", "INT4"], worlds, {"dense": "dense", "moe": "MoE"})
+    assert flip.at_label == "INT4"
+    drawn = map_of("context", list(zip([1e3, 2e3, 4e3, 8e3], worlds, strict=True)), kinds, [9.0])
+    assert [(cell.winner, cell.kind) for cell in drawn.cells] == [
+        ("dense", "dense"),
+        (None, None),
+        ("dense", "dense"),
+        ("moe", "moe"),
+    ]
+    assert all(cell.ratio == 1.0 for cell in drawn.cells)
 
 
 prices = st.one_of(

@@ -480,8 +480,7 @@ def test_a_screen_holds_pick_table_and_commands(
     assert "breakeven compare" in whole
     assert "llama-server" in whole
     assert f"Hosted, {coded.hosted[0].model} at {coded.hosted[0].host} does better in" in whole
-    # Seven rows in 60 columns are three tables; a screen of 80 is what most have.
-    assert columns < 80 or len(text.splitlines()) <= SCREEN_LINES
+    assert len(text.splitlines()) <= SCREEN_LINES
     pick, *others = coded.rows
     assert f"- {pick.model}: " in text
     cut = [row.model for row in others if f"- {row.model}: " not in text]

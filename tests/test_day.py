@@ -325,3 +325,36 @@ def test_of_more_than_a_week_the_last_is_decided_and_that_is_said(tmp_path: Path
     assert found.day is not None
     assert week.day.bills == found.day.bills
     assert not any("of the trace the last" in why for why in week.verdict.because)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_what_costs_nothing_is_cheapest_without_being_times_as_cheap(both: bool) -> None:
+    free = one("free", Rented(usd_per_hour=0.0), 10.0)
+    other = one("other", Rented(usd_per_hour=0.0 if both else 1.0), 10.0)
+    with np.errstate(divide="raise", invalid="raise"):
+        day, here = day_of([other, free], HOURS, 0)
+    assert here.winner == ("other" if both else "free")
+    assert day.bills[0].usd_per_day.value == 0.0
+    assert (here.margin is None) != both
+    assert day.by_hour == []
+
+
+def test_the_price_flip_of_a_day_is_of_the_day(tmp_path: Path) -> None:
+    """In the busy hour a machine is cheaper, over the day the tokens are."""
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        f"load: {{day: {['0/s'] * 8 + ['0.05/s'] * 4 + ['20/s'] * 12}, prompt: 200, output: 50, requests: 300}}\n"
+        "slo: {ttft: 3s, tpot: 100ms, share: 95%}\ncandidates:\n"
+        "  - {name: own, model: llama-3.2-1b, machine: rtx-4090, price: {rented: {usd_per_hour: 0.6}}}\n"
+        "  - {name: hosted, model: llama-3.1-8b, price: {api: {input: 0.05, output: 0.08}},\n"
+        "     speed: {ttft: 0.3s, tokens_per_s: 200, source: a guess}}\n",
+        encoding="utf-8",
+    )
+    found = decide(read_study(path))
+    assert found.verdict.winner == "hosted"
+    assert found.day is not None
+    first, second = found.day.bills
+    (flip,) = (each for each in found.flips if each.quantity == "price")
+    assert (flip.from_, flip.to) == ("hosted", "own")
+    assert flip.at is not None
+    assert flip.at.value == pytest.approx(second.usd_per_day.value / first.usd_per_day.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from breakeven.answer.candidates import result_of
+from breakeven.answer.candidates import result_of, why_not
 from breakeven.answer.decide import _capacity_of, decide
 from breakeven.answer.evaluate import evaluate
 from breakeven.answer.mixes import Mix
+from breakeven.answer.promise import NOBODY
 from breakeven.answer.regions import Standing
 from breakeven.answer.study.load import read_study
 from breakeven.answer.words import verdict_of
@@ -23,7 +25,7 @@ from breakeven.cli.main import _run
 from breakeven.errors import UserError
 from breakeven.hardware.machine import MachineSpec
 from breakeven.model.quality.scores import QualityScore
-from breakeven.pages.decision_html import month_cell
+from breakeven.pages.decision_html import cost_cells, month_cell, now_cells, render_decision
 from breakeven.pages.decision_terminal import print_decision
 from breakeven.pages.decision_words import month_text, runs_on
 from breakeven.price.pricing import NOT_BILLED
@@ -31,6 +33,7 @@ from breakeven.results.cost import ENDLESS
 from breakeven.results.decision import Decision, TrafficShare
 from breakeven.results.lab import Evaluated, Evaluation, Slice, TaskScore
 from breakeven.results.load import CapacityStudy, Limit, LoadModel, Trial
+from breakeven.results.point import OF_LATENCY
 from breakeven.results.store import write
 from breakeven.stats.estimate import Estimate, measured
 from breakeven.stats.percentiles import Share
@@ -136,6 +139,19 @@ def test_an_api_slower_than_the_service_level_is_ruled_out(tmp_path: Path) -> No
     result = decide(read_study(study(tmp_path, HEAD + "candidates:" + slow)))
     assert result.verdict.outcome == "none"
     assert "its provider's own speed" in result.verdict.because[0]
+    assert result.candidates[0].cost == []
+
+
+def test_what_keeps_the_promise_with_no_number_of_machines_has_no_price(tmp_path: Path) -> None:
+    """Its fleets may carry other loads: what they would cost there is no price of this one."""
+    plan = read_study(study(tmp_path, HEAD + PAIR))
+    found = evaluate(plan, plan.candidates[0], None)
+    rates = np.geomspace(plan.low_per_s, plan.high_per_s, 61)
+    assert result_of(found, [], QualityScore(how="none"), rates, plan).cost
+    assert found.promise is not None
+    never = replace(found, promise=replace(found.promise, machines=None, never=NOBODY))
+    assert why_not(plan, never, QualityScore(how="none")).ever[0].startswith(NOBODY)
+    assert result_of(never, [], QualityScore(how="none"), rates, plan).cost == []
 
 
 def test_every_turn_of_a_conversation_is_a_request(tmp_path: Path) -> None:
@@ -465,6 +481,18 @@ def test_a_bill_without_an_upper_end_is_shown_without_one(pair: Decision) -> Non
     assert "51,1" not in month_text(edge, usd)
     assert month_cell(sure, usd).interval == "365–51,135"
     assert month_cell(edge, usd).interval == "from 365"
+    # Nor in any other number that grows with the machines, nor in the verdict.
+    load = pair.load_per_s
+    point = next(each for each in sure.cost if each.rate_per_s == load)
+    spans = dict.fromkeys(("usd_per_hour", "usd_per_request", "usd_per_mtok_output", "replicas"), usd)
+    wide = [msgspec.structs.replace(point, **spans)]
+    sure, edge = (msgspec.structs.replace(each, cost=wide, notes=each.notes, ruled_out=[]) for each in (sure, edge))
+    for each, ends in ((sure, True), (edge, False)):
+        heads, rows = cost_cells(each)
+        cells = [*now_cells(each, load)[:3], *(rows[0][heads.index(head)] for head in ("replicas", "$/month"))]
+        assert [("70" in cell.interval or "51,1" in cell.interval) for cell in cells] == [ends] * len(cells)
+        said = verdict_of([each], [], None, Standing(each.name, 1.0), load, []).sentence
+        assert ("($0.50 to $70.00)" in said, "(from $0.50)" in said) == (ends, not ends)
 
 
 def test_electricity_that_is_not_billed_is_said_beside_any_answer(pair: Decision) -> None:
@@ -552,3 +580,50 @@ def test_an_engine_is_the_one_that_the_study_names(tmp_path: Path) -> None:
         assert row.engine == engine
         assert [note for note in row.notes if "model of a step" in note] == said
         assert f"--engine {engine} " in _capacity_of(plan, found).command
+
+
+@pytest.mark.parametrize(
+    ("load", "missing"),
+    [
+        # Labels of one token have no time between tokens.
+        ("prompt: 200, output: 1", {"tpot_p50_s", "tpot_p99_s"}),
+        # Three in a hundred are longer than there is room for, and refused: the last one in a hundred never ends.
+        ("prompt: 'lognormal:300,500[10-8000]', output: 50", {"ttft_p99_s", "tpot_p99_s", "e2e_p99_s"}),
+    ],
+)
+def test_delays_that_are_none_are_told_as_none(tmp_path: Path, load: str, missing: set[str]) -> None:
+    text = (HEAD + PAIR).replace("prompt: 200, output: 50", load).replace("share: 95%", "share: 90%")
+    plan = read_study(study(tmp_path, text.replace("format: Q4_K_M, ", "format: Q4_K_M, policy: {kv_tokens: 1500}, ")))
+    found = decide(plan)
+    assert found.verdict.winner == "dense"
+    for candidate in found.candidates:
+        for point in candidate.latency:
+            told = {name: getattr(point, name) for name in OF_LATENCY.values()}
+            assert {name for name, span in told.items() if span is None} == missing
+        worst = candidate.shares[-1].worst
+        refused = "% are longer than its context or the keys and values of one machine, and refused"
+        assert (worst is not None and refused in worst) == ("ttft_p99_s" in missing)
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Decision) == found
+    out = io.StringIO()
+    print_decision(found, Console(file=out, width=100), None, full=True)
+    assert "not available" in out.getvalue()
+    assert "<h1>" in render_decision(found)
+
+
+def test_who_cannot_hold_the_requests_is_not_recommended_for_them(tmp_path: Path) -> None:
+    """OLMoE ends at 4,096 tokens, Llama 3.2 at 131,072."""
+    text = (
+        (HEAD + PAIR)
+        .replace("prompt: 200, output: 50", "prompt: 5000, output: 50")
+        .replace("contexts: [250, 1000]\n", "")
+    )
+    found = decide(read_study(study(tmp_path, text)))
+    dense, moe = found.candidates
+    assert found.verdict.winner == "dense"
+    assert dense.ruled_out == []
+    assert moe.cost == []
+    assert moe.ruled_out[0].startswith(
+        "cannot keep it with any number of machines: 0 % even alone, 100 % are longer than its context"
+    )
+    drawn = next(each for each in found.maps if each.y == "context")
+    assert {cell.winner for cell in drawn.cells if float(cell.y) >= 5050} == {"dense"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import decision_fixtures as made
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -178,3 +179,15 @@ def test_a_list_left_out_wholly_is_named_once() -> None:
     with console.capture() as captured:
         print_parts(parts, console, full=False)
     assert captured.get().strip() == "With --full also: why."
+
+
+def test_a_study_is_said_to_end_and_warm_up_nowhere_and_conversations_are_no_requests() -> None:
+    asked = msgspec.structs.replace(made.full().workload, turns=3, turn_think_s=2.0, duration_s=None, requests=None)
+    rows = dict(words.traffic_rows(msgspec.structs.replace(made.full(), workload=asked)))
+    assert not {"Ends after", "Warm-up", "Requests"} & rows.keys()
+    assert "conversations/s" in rows["Arrivals"]
+    assert "req/s" not in rows["Arrivals"]
+    once = msgspec.structs.replace(asked, turns=1, requests=300)
+    rows = dict(words.traffic_rows(msgspec.structs.replace(made.full(), workload=once)))
+    assert rows["Ends after"] == "300 requests"
+    assert "req/s" in rows["Arrivals"]

@@ -35,6 +35,7 @@ from breakeven.price.pricing import (
     unpowered,
     usd_per_added_request,
 )
+from breakeven.price.sensitivity import parity_what_if, what_if
 from breakeven.price.staircase import (
     LEAST_CAPACITY,
     FleetCurve,
@@ -396,6 +397,14 @@ def test_two_staircases_overtake_each_other_more_than_once() -> None:
     ]
 
 
+def test_loads_at_which_both_cost_the_same_again_are_told() -> None:
+    """Above 10 two of the one against one of the other; from 16 to 20 two of each."""
+    (flip,) = break_evens(rented("dense", 2.0, 10.0), rented("moe", 2.0, 16.0), 0.1, 30.0)
+    assert "moe is cheaper than dense or costs the same, up to the end of the range, 30 requests/s" in flip.meaning
+    (flip,) = break_evens(rented("dense", 2.0, 10.0), rented("moe", 2.0, 16.0), 0.1, 15.0)
+    assert "moe is cheaper than dense, up to the end of the range, 15 requests/s" in flip.meaning
+
+
 def test_an_api_is_left_where_its_line_crosses_the_standing_bill() -> None:
     api = offer("api", Api(usd_per_mtok_input=0.1, usd_per_mtok_output=0.4), None)
     (flip,) = break_evens(api, rented("own", 1.0, 25.0, 1.3), 0.01, 20.0)
@@ -416,6 +425,15 @@ def test_an_error_that_two_models_share_moves_both_and_hides_no_winner() -> None
     assert loose.rate_per_s.high == pytest.approx(19.0)
     assert tight.rate_per_s.low == pytest.approx(10 / 1.5, rel=0.01)
     assert tight.rate_per_s.high == pytest.approx(15.0, rel=0.01)
+
+
+def test_a_change_of_what_costs_nothing_leaves_it_at_nothing() -> None:
+    free = rented("free", 0.0, 10.0)
+    twice = rented("free", 0.0, 20.0)
+    told = what_if([free, rented("paid", 1.0, 10.0)], 0, twice, "precision", "FP8", 1.0, (0.1, 10.0))
+    assert told.usd_per_request == 0.0
+    assert told.meaning.endswith("costs $0 per 1,000 requests at 1/s, as it does now.")
+    assert parity_what_if([free, rented("paid", 1.0, 10.0)], 1, 0, 1.0) is None
 
 
 def test_never_is_an_answer() -> None:

@@ -66,6 +66,11 @@ def test_two_machines_are_borderline_only_where_the_sure_fleet_is_far_larger() -
 def test_a_wide_interval_makes_nobody_borderline_who_is_far_from_the_promise() -> None:
     far = kept((0.55, 0.0, 1.0), (0.94, 0.5, 1.0), (0.99, 0.6, 1.0), alone=(1.0, 0.99, 1.0))
     assert judged(far, 2, 0.9) == Promise(tuple(far), 2)
+    # Of a promise for half of them, twice the misses that are allowed are all there are.
+    half = kept((0.195, 0.02, 0.65), (0.54, 0.24, 0.88), (0.69, 0.39, 1.0), alone=(0.98, 0.94, 1.0))
+    assert judged(half, 2, 0.5) == Promise(tuple(half), 2)
+    near = kept((0.45, 0.3, 0.65), (0.54, 0.24, 0.88), (0.69, 0.39, 1.0), alone=(0.98, 0.94, 1.0))
+    assert judged(near, 2, 0.5).edge == near[0]
 
 
 def test_who_is_overloaded_keeps_nothing_however_well_a_short_run_ends() -> None:

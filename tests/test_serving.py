@@ -17,6 +17,8 @@ from breakeven.forecast.constants import Constants, Error, Profile, ProfileOrigi
 from breakeven.forecast.model import StepModel, step_model
 from breakeven.forecast.serving import (
     TrialReplica,
+    _filling,
+    _looped_per_s,
     capacity_of,
     capacity_per_s,
     highest_that_meets,
@@ -230,6 +232,21 @@ def test_a_conversation_is_read_once_where_prefixes_are_kept() -> None:
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------
+
+
+def test_conversations_that_push_each_other_out_are_no_most_that_is_carried() -> None:
+    """Twenty conversations have no room for what all of them keep: who lets fewer in gets through more."""
+    asked = msgspec.structs.replace(WORKLOAD, turns=8, turn_think_s=2.0, sharing=True)
+    policy = replace(BATCHED, max_sequences=24, prefix_caching=True, kv_tokens=24_000)
+    found = replica_of(model(), policy, asked, requests=1200)
+    assert found is not None
+    top = saturation_per_s(found)
+    full, fewer = (_looped_per_s(found, streams) for streams in (_filling(found), 11))
+    assert fewer > 1.1 * full
+    assert top == pytest.approx(fewer, rel=0.05)
+    # Where nothing is kept, more at once are never fewer answers.
+    forgets = replace(found, policy=replace(found.policy, prefix_caching=False))
+    assert saturation_per_s(forgets) == _looped_per_s(forgets, _filling(forgets)) < full
 
 
 def test_delays_grow_with_the_load_and_hold_their_intervals() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from simulate_fixtures import TINY_POLICY, model, profile
 
+import breakeven
 from breakeven.cli.main import dispatch
 from breakeven.errors import UserError
 from breakeven.forecast.long_trace import simulate_long_trace
@@ -234,6 +235,7 @@ def test_a_long_trace_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monke
     assert parts.requests == whole.requests
     assert parts.steps == whole.steps
     assert parts.good_share == whole.good_share
+    assert (parts.queue_grows, whole.queue_grows) == (False, False)
     assert parts.output_tokens_per_s.value == pytest.approx(whole.output_tokens_per_s.value)
     for ours, theirs in zip(parts.latencies, whole.latencies, strict=True):
         for a, b in zip(ours.percentiles, theirs.percentiles, strict=True):
@@ -245,6 +247,18 @@ def test_a_long_trace_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monke
     path.write_text("at_s,prompt_tokens,output_tokens\n" + "".join(reversed(lines)))
     with pytest.raises(UserError, match="in order of time"):
         simulate_long_trace(DENSE, path, policy=TINY_POLICY)
+
+
+def test_a_queue_that_grows_is_named_in_parts_too(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    lines = [f"{0.05 * k:.6f},200,200\n" for k in range(4000)]
+    path.write_text("at_s,prompt_tokens,output_tokens\n" + "".join(lines))
+    study = simulate_long_trace(DENSE, path, policy=TINY_POLICY, rows=500)
+    asked = [Workload(arrivals=Arrivals(process="trace", trace="long.csv"))]
+    whole = simulate_traffic(DENSE, asked, trace=read_trace(path), policy=TINY_POLICY)
+    assert study.points[0].queue_grows
+    assert whole.points[0].queue_grows
+    assert next(note for note in whole.notes if "queue grows" in note) in study.notes
 
 
 def test_a_long_trace_says_what_is_not_played_as_recorded(tmp_path: Path) -> None:
@@ -299,3 +313,12 @@ def test_agents_share_their_prefix_in_the_simulator() -> None:
     assert shares[0] == pytest.approx(39 * 1280 / int(plan.prompt_N.sum()))
     assert 0 < shares[1] <= shares[0]
     assert shares[2] == 0
+
+
+def test_simulate_refuses_what_is_longer_than_a_context() -> None:
+    """OLMoE ends at 4,096 tokens; Llama 3.2 1B does not."""
+    traffic = breakeven.Traffic(rate="1", requests=20, prompt="5000", output="10")
+    for name, refused in (("olmoe-1b-7b", 20), ("llama-3.2-1b", 0)):
+        study = breakeven.simulate(name, traffic, machine="rtx-4090")
+        assert study.points[0].refused == refused
+        assert any("longer than the context" in note for note in study.notes) == bool(refused)

@@ -13,7 +13,7 @@ import numpy as np
 
 from breakeven.answer.evaluate import Assessed, kinds_of, model_of, placed, policy_of, room_bytes
 from breakeven.answer.flips import along, precision_flips
-from breakeven.answer.regions import SURE, winner_at
+from breakeven.answer.regions import SURE, standing_at
 from breakeven.answer.study.plan import StudyPlan
 from breakeven.answer.worlds import Contender, Floats, Worlds, worlds_of
 from breakeven.errors import UserError
@@ -89,8 +89,7 @@ def shown_rates(low: float, high: float) -> list[float]:
 
 def _cell(worlds: Worlds, y: float | str, rate: float, kinds: dict[str, Kind]) -> MapCell:
     at = nearest(worlds.rates_R, rate)
-    best, share = winner_at(worlds, rate)
-    name = worlds.names[best] if best >= 0 else None
+    here = standing_at(worlds, rate)
     cost = {
         kind: min(
             (float(worlds.usd_per_hour_CDR[c, 0, at]) for c, n in enumerate(worlds.names) if kinds[n] == kind),
@@ -99,13 +98,16 @@ def _cell(worlds: Worlds, y: float | str, rate: float, kinds: dict[str, Kind]) -
         for kind in ("dense", "moe")
     }
     both = all(np.isfinite(value) for value in cost.values())
+    ratio = cost["dense"] / cost["moe"] if both and cost["moe"] > 0 else None
+    # Without a ratio no winner means that nobody can serve it.
+    name = None if here.same and ratio is not None else here.winner
     return MapCell(
         x=rate,
         y=y,
         winner=name,
         kind=kinds[name] if name is not None else None,
-        ratio=cost["dense"] / cost["moe"] if both and cost["moe"] > 0 else None,
-        certain=share >= SURE,
+        ratio=ratio,
+        certain=here.sure >= SURE,
     )
 
 

@@ -206,15 +206,8 @@ def why_not(plan: StudyPlan, found: Assessed, quality: QualityScore) -> Reasons:
         loss=quality,
     )
     ever = ruled_out(plan, found.plan, lasting)
-    promise = found.promise
-    if promise is not None and promise.never is not None:
-        ever.append(promise.never + _faster(plan.slo, found))
-    elif found.fleet is not None and not serves(found.fleet):
-        ever.append(_too_slow(plan.slo, found))
-    if found.plan.is_api and found.latency and (kept := found.latency[0].good_share).value < plan.good_share:
-        slower = "misses the SLO: its provider's own speed is slower than what is asked for"
-        few = f": {band_text(kept)} of the answers are in time, {100 * plan.good_share:g} % must be"
-        ever.append(slower + (few if kept.value > 0 else ""))
+    if broken := _broken_promise(plan, found):
+        ever.append(broken)
     if found.pricing is None:
         ever.append("has no price: give usd_per_hour, a purchase, or a price per token")
     if ever:
@@ -226,6 +219,20 @@ def why_not(plan: StudyPlan, found: Assessed, quality: QualityScore) -> Reasons:
     return Reasons([], ruled_out(plan, found.plan, Facts(quality=quality)), ruled_out(plan, found.plan, here))
 
 
+def _broken_promise(plan: StudyPlan, found: Assessed) -> str | None:
+    """Why no number of its machines keeps the service level here, in words; None: some do, or nobody knows."""
+    promise = found.promise
+    if promise is not None and promise.never is not None:
+        return promise.never + _faster(plan.slo, found)
+    if found.fleet is not None and not serves(found.fleet):
+        return _too_slow(plan.slo, found)
+    if found.plan.is_api and found.latency and (kept := found.latency[0].good_share).value < plan.good_share:
+        slower = "misses the SLO: its provider's own speed is slower than what is asked for"
+        few = f": {band_text(kept)} of the answers are in time, {100 * plan.good_share:g} % must be"
+        return slower + (few if kept.value > 0 else "")
+    return None
+
+
 def result_of(
     found: Assessed,
     reasons: Sequence[str],
@@ -234,7 +241,7 @@ def result_of(
     plan: StudyPlan,
     barred: Sequence[str] = (),
 ) -> CandidateResult:
-    """The candidate's row, with cost curves over `rates` where it has a price and serves anything.
+    """The candidate's row, with cost curves over `rates` where it has a price and can keep the service level.
 
     `barred`: parts of the traffic that it may not serve.
     """
@@ -242,7 +249,8 @@ def result_of(
     looked = rates[np.linspace(0, len(rates) - 1, SHOWN_LOADS).astype(int)].tolist()
     shown = sorted({*looked, plan.load_per_s, *of_a_day})
     solved = quality if quality.how in ("own", "published") else None
-    cost = _costs(found, shown, solved)
+    # What cannot be kept at any price has none.
+    cost = [] if _broken_promise(plan, found) else _costs(found, shown, solved)
     boundless = None if found.fleet is None or found.plan.is_api else endless(found.fleet)
     model, promise = found.model, found.promise
     machine, engine, format_name = _where(found)

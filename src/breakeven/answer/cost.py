@@ -119,6 +119,7 @@ def served_as(
     room = model.kv_tokens(context)
     # Who has no room for a single token has no policy of its own; the capacity below comes out as 0.
     policy = policy_of(model, context) if room is None or room >= 1 else policy_named(profile.engine)
+    policy = replace(policy, slot_tokens=model.spec.context or None)
     fleet = fleet_capacity_of(model, policy, workload, options.slo, options.good_share, trace, sizes=sizes)
     fleet = in_proportion(exactly(0.0)) if fleet is None else fleet
     replica = replica_of(model, policy, workload, trace)
@@ -128,6 +129,8 @@ def served_as(
     notes += assumed_notes(model.spec)
     if model.lies is None and (why := model.lacking()) is not None:
         notes.append(f"{profile.engine} does not start it: it {why}; the bill is what it would be if it did")
+    if replica is not None and (longer := _beyond(replica, model.spec.context)) is not None:
+        notes.append(longer)
     if replica is None:
         notes.append("the weights and one request do not fit the device's memory")
     elif not serves(fleet):
@@ -153,6 +156,14 @@ def served_as(
         share=prefill_share(replica, _each(fleet)) if replica is not None and serves(fleet) else None,
         notes=notes,
     )
+
+
+def _beyond(replica: TrialReplica, context: int) -> str | None:
+    """How many requests are longer than a model's own limit, in words; None: none, or it has no limit that is known."""
+    asked = replica.requests
+    share = float(np.mean(asked.prompt_tokens_N + asked.output_tokens_N > context)) if context else 0.0
+    told = f"{share:.1%} of the requests are longer than its context of {context:,} tokens, and refused"
+    return told if share > 0 else None
 
 
 def _each(fleet: FleetCapacity) -> float:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from breakeven.answer.regions import Standing
 from breakeven.answer.study.plan import Scaling
-from breakeven.answer.words import DAY_HOURS, period_text, rate_text, turns_text, usd_text
-from breakeven.answer.worlds import COST_TIE, Contender, Doubt, Floats, factors, span_of
+from breakeven.answer.words import DAY_HOURS, part_text, period_text, rate_text, turns_text, usd_text
+from breakeven.answer.worlds import COST_TIE, Contender, Doubt, Floats, factors, ratios, span_of
 from breakeven.price.pricing import machine_usd_per_hour, usd_per_added_request
 from breakeven.results.cost import Api, Own, Rented
 from breakeven.results.decision import Day, DayBill, DayHour
@@ -149,7 +149,8 @@ def day_of(contenders: Sequence[Contender], hours_per_s: Sequence[float], seed: 
     best = order[0]
     turns = _turns(cost_CH, hours_H)
     mixed_D = sum((all_of[i].usd(hours_H, turns == i) / days for i in set(turns.tolist())), np.zeros(usd_CD.shape[1]))
-    ratio_D = usd_CD[best] / mixed_D if len(set(turns.tolist())) > 1 else np.ones(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio_D = usd_CD[best] / mixed_D if len(set(turns.tolist())) > 1 else np.ones(1)
     worth = bool(np.isfinite(ratio_D[0]) and ratio_D[0] > 1 / (1 - WORTH_IT))
     sentences = [
         _single(bills, len(hours_H)),
@@ -289,7 +290,7 @@ def _idling(all_of: Sequence[Hourly], best: int, hours_H: Floats) -> list[str]:
         if mine and others and np.isfinite(min(others)[0]):
             usd, name = min(others)
             beside = f"; {name} would cost {usd / mine:.2g} times as much in these"
-        hours = f"{int(idle_H.sum())} of {len(hours_H)} hours ({share:.0%} of the requests)"
+        hours = f"{int(idle_H.sum())} of {len(hours_H)} hours ({part_text(share)} of the requests)"
         found.append(f"{each.contender.name} is below {OFF_PEAK:.0%} utilisation in {hours}{beside}.")
     return found
 
@@ -325,8 +326,8 @@ def _standing(all_of: Sequence[Hourly], usd_CD: Floats, order: Sequence[int]) ->
     sure = float(wins_D.mean())
     if len(order) < 2:
         return Standing(all_of[best].contender.name, sure)
-    both_D = np.isfinite(usd_CD[order[1]]) & np.isfinite(usd_CD[best])
-    margin = span_of(usd_CD[order[1]][both_D] / usd_CD[best][both_D])
+    ratio_D = ratios(usd_CD[order[1]], usd_CD[best])
+    margin = span_of(ratio_D) if len(ratio_D) else None
     return Standing(all_of[best].contender.name, sure, all_of[order[1]].contender.name, margin)
 
 

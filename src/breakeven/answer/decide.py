@@ -70,7 +70,7 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
     if looked:
         contenders = [c for e in looked if (c := e.contender())]
         worlds = worlds_of(contenders, rates, plan.seed)
-        regions, handovers = regions_of(worlds), handovers_of(worlds)
+        regions, handovers = regions_of(worlds, plan.load_per_s), handovers_of(worlds, plan.load_per_s)
         if able:
             here = standing_at(worlds, plan.load_per_s)
         else:
@@ -89,6 +89,8 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
         if able and plan.hours_per_s:
             day, here, told = _day(plan, contenders, ruled)
             aside += told
+            # Of the whole day's bills, which the verdict is on; in its busiest hour another may be cheaper.
+            flips += [flip for flip in [_price_flip(here)] if flip is not None]
     # Over a day only candidates that serve all parts are priced; where none carries it, parts may be shared out.
     if day is None or (plan.parts and not day.bills):
         mix, left = mix_of(plan, found, scores, ruled)
@@ -227,10 +229,16 @@ def _other_flips(
     if dense is not None and moe is not None and dense.model and moe.model and dense.doubt and moe.doubt:
         context = round(dense.traffic.prompt_tokens + dense.traffic.output_tokens / 2)
         found.append(find.batch_flip(dense, moe, context, plan.seed))
-    if here.winner is not None and here.runner_up is not None and here.margin is not None:
-        found.append(find.price_flip(here.winner, here.runner_up, here.margin))
+    if not plan.hours_per_s:
+        found.append(_price_flip(here))
     found.append(find.growth_flip(handovers, plan.load_per_s, plan.growth_per_year))
     return [flip for flip in found if flip is not None]
+
+
+def _price_flip(here: Standing) -> Flip | None:
+    if here.winner is None or here.runner_up is None or here.margin is None:
+        return None
+    return find.price_flip(here.winner, here.runner_up, here.margin)
 
 
 def _measurements(plan: StudyPlan, able: Sequence[Assessed], rates: Floats) -> list[NextMeasurement]:

@@ -151,7 +151,8 @@ def policy_of(plan: CandidatePlan, model: StepModel, context: float) -> Policy:
     said = {
         name: getattr(plan.policy, name) for name in ("max_sequences", "max_step_tokens", "prefix_caching", "kv_tokens")
     }
-    policy = engine_policy(model, context)
+    # No engine answers beyond a model's context unless told how to stretch it.
+    policy = replace(engine_policy(model, context), slot_tokens=model.spec.context or None)
     return replace(policy, **{name: value for name, value in said.items() if value is not None})
 
 

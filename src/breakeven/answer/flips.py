@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from breakeven.answer.evaluate import Assessed
-from breakeven.answer.regions import Handover, best_of
-from breakeven.answer.words import rate_text
-from breakeven.answer.worlds import COST_TIE, Contender, Floats, Indices, Worlds, factors, span_of
+from breakeven.answer.regions import Handover, best_of, standing_at
+from breakeven.answer.words import part_text, rate_text
+from breakeven.answer.worlds import COST_TIE, Contender, Floats, Worlds, factors, span_of
 from breakeven.results.decision import Flip
 from breakeven.stats.estimate import Estimate, bracketed
 
@@ -33,7 +33,7 @@ def load_flips(handovers: Sequence[Handover], contenders: Sequence[Contender] = 
                 used, whose = by_name[name].utilisation(h.rate_per_s.value), name
         meaning = f"above {rate_text(h.rate_per_s.value)} {h.to} is the better choice, below it {h.from_}"
         if used is not None:
-            meaning += f"; {whose} is {used:.0%} used there"
+            meaning += f"; {whose} is {part_text(used)} used there"
         found.append(
             Flip(
                 quantity="load",
@@ -99,11 +99,10 @@ def along(
     from a twentieth to nineteen twentieths. Interpolated in ln(value). Where nobody can serve there is no flip.
     """
     names = worlds[0].names
-    best_V, share_CV = _best(worlds)
+    choice_V, share_CV = _choices(worlds)
     found = []
-    for i in np.flatnonzero(np.diff(best_V)).tolist():
-        left, right = int(best_V[i]), int(best_V[i + 1])
-        if left < 0 or right < 0:
+    for i, (left, right) in enumerate(itertools.pairwise(choice_V)):
+        if left == right or left < 0 or right < 0:
             continue
         lead_V = share_CV[right] / np.maximum(share_CV[right] + share_CV[left], 1e-12)
         at, low, high = (_cross(lead_V[i : i + 2], values[i : i + 2], level) for level in (0.5, 0.05, 0.95))
@@ -125,7 +124,7 @@ def along(
 def precision_flips(formats: Sequence[str], worlds: Sequence[Worlds], kinds: Mapping[str, str]) -> list[Flip]:
     """Changes of the winner from one weight format to the next, at the study's load; `formats` from wide to narrow."""
     names = worlds[0].names
-    best: list[int] = _best(worlds)[0].tolist()
+    choice, _ = _choices(worlds)
     return [
         Flip(
             quantity="precision",
@@ -137,14 +136,22 @@ def precision_flips(formats: Sequence[str], worlds: Sequence[Worlds], kinds: Map
             meaning=f"in {before} {names[left]} ({kinds[names[left]]}) is the better choice, in {fmt} "
             f"{names[right]} ({kinds[names[right]]})",
         )
-        for (before, fmt), (left, right) in zip(itertools.pairwise(formats), itertools.pairwise(best), strict=True)
+        for (before, fmt), (left, right) in zip(itertools.pairwise(formats), itertools.pairwise(choice), strict=True)
         if left != right and min(left, right) >= 0
     ]
 
 
-def _best(worlds: Sequence[Worlds]) -> tuple[Indices, Floats]:
-    """`best_of` worlds of the same contenders, at one load each."""
-    return best_of(np.stack([w.winners_DR[:, 0] for w in worlds], axis=1), len(worlds[0].names))
+def _choices(worlds: Sequence[Worlds]) -> tuple[list[int], Floats]:
+    """`best_of` worlds of the same contenders, at one load each; a choice stays while no other makes a difference."""
+    best_V, share_CV = best_of(np.stack([w.winners_DR[:, 0] for w in worlds], axis=1), len(worlds[0].names))
+    choice_V: list[int] = []
+    for best, one in zip(best_V.tolist(), worlds, strict=True):
+        before = choice_V[-1] if choice_V else -1
+        other = before >= 0 and best >= 0 and before != best
+        here = standing_at(one, float(one.rates_R[0])) if other else None
+        stays = here is not None and here.same and here.runner_up == one.names[before]
+        choice_V.append(before if stays else best)
+    return choice_V, share_CV
 
 
 def price_flip(winner: str, runner_up: str, margin: Estimate) -> Flip | None:
@@ -182,7 +189,8 @@ def growth_flip(handovers: Sequence[Handover], rate_per_s: float, growth_per_yea
         to=flip.to,
         at=Estimate(value=years[0], low=years[1], high=years[2]),
         unit="years",
-        meaning=f"growing {growth_per_year:.0%} a year, the load reaches that point in {_years_text(years[0])}",
+        meaning=f"growing {growth_per_year:.0%} a year, the load reaches {rate_text(flip.rate_per_s.value)}, where "
+        f"{flip.to} takes over, in {_years_text(years[0])}",
     )
 
 

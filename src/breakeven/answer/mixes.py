@@ -62,11 +62,12 @@ def best_mix(contenders: Sequence[Contender], parts: Sequence[MixPart], rate_per
     for shares, bill_D, by_parts in mixes:
         if not np.isfinite(bill_D[0]) or (best is not None and bill_D[0] >= best.usd_per_hour.value):
             continue
-        with np.errstate(invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             ratio_D = alone[single] / bill_D if single is not None else None
-        if ratio_D is not None and ratio_D[0] < 1.0 / (1.0 - WORTH_IT):
+        if ratio_D is not None and not ratio_D[0] >= 1.0 / (1.0 - WORTH_IT):
             continue
-        over = span_of(ratio_D[np.isfinite(ratio_D)]) if ratio_D is not None else None
+        over_D = ratio_D[np.isfinite(ratio_D)] if ratio_D is not None else np.empty(0)
+        over = span_of(over_D) if len(over_D) else None
         best = Mix(shares, span_of(bill_D[np.isfinite(bill_D)]), single, over, by_parts)
     return best
 

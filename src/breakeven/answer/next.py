@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from breakeven.answer.regions import handovers_of
-from breakeven.answer.worlds import COST_TIE, Contender, Doubt, worlds_of
+from breakeven.answer.worlds import COST_TIE, Contender, Doubt, ratios, worlds_of
 from breakeven.forecast.fleet import FleetCapacity
 from breakeven.results.decision import NextMeasurement
 from breakeven.results.point import nearest
@@ -64,14 +64,25 @@ def narrowest(
     rate_per_s: float,
     seed: int,
 ) -> list[NextMeasurement]:
-    """The options that narrow the answer most, best first, at most MOST of them."""
-    before = _band(contenders, rates, rate_per_s, seed)
-    found = []
-    for option in options:
-        known = [_with(c, option) for c in contenders]
-        after = _band(known, rates, rate_per_s, seed)
-        if before is not None and after is not None and before / after >= LEAST_GAIN:
-            found.append(NextMeasurement(command=option.command, why=option.why, band_before=before, band_after=after))
+    """The options that narrow the answer most, best first, at most MOST of them.
+
+    What they narrow is the flip nearest to the load; where there is none, or some would do away with it, the ratio that
+    decides between the best two. A band is only ever held against those of the same thing.
+    """
+    flips, decides = _bands(contenders, rates, rate_per_s, seed)
+    after = [_bands([_with(c, option) for c in contenders], rates, rate_per_s, seed) for option in options]
+    flip = next(iter(flips), None)
+    if flip is not None and (decides is None or all(flip in known for known, _ in after)):
+        before, narrowed = flips[flip], [known.get(flip) for known, _ in after]
+    elif decides is not None:
+        before, narrowed = decides, [known for _, known in after]
+    else:
+        return []
+    found = [
+        NextMeasurement(command=option.command, why=option.why, band_before=before, band_after=band)
+        for option, band in zip(options, narrowed, strict=True)
+        if band is not None and before / band >= LEAST_GAIN
+    ]
     return sorted(found, key=lambda n: n.band_after)[:MOST]
 
 
@@ -94,25 +105,26 @@ def _narrowed(span: Estimate, part: float) -> Estimate:
     return Estimate(value=span.value, low=low, high=high)
 
 
-def _band(contenders: Sequence[Contender], rates: np.ndarray, rate_per_s: float, seed: int) -> float | None:
-    """high / low of the flip nearest to the load; where there is none, of the ratio that decides between the best two.
+def _bands(
+    contenders: Sequence[Contender], rates: np.ndarray, rate_per_s: float, seed: int
+) -> tuple[dict[tuple[str, str], float], float | None]:
+    """high / low of every flip by who hands over to whom, the nearest to the load first; and of what decides there.
 
-    That is their costs, or, where these are the same, their speeds.
+    That is the ratio of the best two's costs, or, where these are the same, of their speeds.
     """
     worlds = worlds_of(contenders, rates, seed)
-    handovers = handovers_of(worlds)
-    if handovers:
-        near = min(handovers, key=lambda h: abs(math.log(h.rate_per_s.value / rate_per_s)))
-        return near.rate_per_s.most / max(near.rate_per_s.least, 1e-12)
+    flips: dict[tuple[str, str], float] = {}
+    for h in sorted(handovers_of(worlds, rate_per_s), key=lambda h: abs(math.log(h.rate_per_s.value / rate_per_s))):
+        flips.setdefault((h.from_, h.to), h.rate_per_s.most / max(h.rate_per_s.least, 1e-12))
     at = nearest(rates, rate_per_s)
-    order = np.argsort(worlds.usd_per_hour_CDR[:, 0, at])
+    order = np.argsort(worlds.usd_per_hour_CDR[:, 0, at], kind="stable")
     if len(order) < 2 or not np.isfinite(worlds.usd_per_hour_CDR[order[1], 0, at]):
-        return None
+        return flips, None
     first, second = int(order[0]), int(order[1])
-    ratio_D = worlds.usd_per_hour_CDR[second, :, at] / worlds.usd_per_hour_CDR[first, :, at]
-    if ratio_D[0] <= 1.0 + COST_TIE:
+    ratio_D = ratios(worlds.usd_per_hour_CDR[second, :, at], worlds.usd_per_hour_CDR[first, :, at])
+    if len(ratio_D) and ratio_D[0] <= 1.0 + COST_TIE:
         ratio_D = worlds.e2e_s_CDR[second, :, at] / worlds.e2e_s_CDR[first, :, at]
     if not np.isfinite(ratio_D).any():
-        return None
+        return flips, None
     low, high = np.quantile(ratio_D[np.isfinite(ratio_D)], [0.025, 0.975])
-    return float(high / max(low, 1e-12))
+    return flips, float(high / max(low, 1e-12))

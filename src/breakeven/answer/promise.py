@@ -31,9 +31,12 @@ NOBODY = "cannot keep it with up to 16 machines, though alone it might: bursts a
 MANY = 3.0
 """Times the machines that are busy: from there on (and two more) their number is explained."""
 NEAR = 2.0
-"""Times the misses that are allowed: who misses more is far from the promise, however wide its interval."""
+"""Times the misses that are allowed: who misses more is far from the promise, however wide its interval; and so is who
+keeps less than the share asked over this, as of a promise for half of all no number of misses is twice that."""
 FAR = 2.0
 """A sure fleet of more than this many times the borderline one is another purchase, and no rounding up."""
+SELDOM = 0.001
+"""A share of the requests that is not worth a word."""
 JUST = 1e-4
 """A fleet that does not carry a load is taken to carry this much less."""
 
@@ -73,11 +76,15 @@ def judged(shares: Sequence[ShareKept], fewest: int | None, asked: float) -> Pro
             continue
         if each.share.value >= asked or (fewest is not None and each.machines >= fewest):
             break
-        if each.share.most >= asked and 1 - each.share.value <= NEAR * (1 - asked):
+        if each.share.most >= asked and _is_near(each.share.value, asked):
             if each.machines == 1 or fewest is None or fewest > FAR * each.machines:
                 return Promise(tuple(shares), each.machines, each, only_just=fewest is None)
             break
     return Promise(tuple(shares), fewest)
+
+
+def _is_near(share: float, asked: float) -> bool:
+    return 1 - share <= NEAR * (1 - asked) and share >= asked / NEAR
 
 
 def keeps(kept: ShareKept, asked: float) -> bool:
@@ -90,8 +97,15 @@ def kept_by(shares: Shares) -> list[ShareKept]:
     found = [
         ShareKept(machines=n, share=share.plain(), overloaded=shares.overloads(n)) for n, share in shares.by_replicas
     ]
-    worst = None if shares.alone.miss is None else miss_text(shares.alone.miss)
-    return [*found, ShareKept(machines=None, share=shares.alone.share.plain(), worst=worst)]
+    alone = shares.alone
+    worst = [] if alone.refused < SELDOM else [refused_text(alone.refused)]
+    worst += [] if alone.miss is None else [miss_text(alone.miss)]
+    return [*found, ShareKept(machines=None, share=alone.share.plain(), worst=", ".join(worst) or None)]
+
+
+def refused_text(share: float) -> str:
+    """Who is refused by machines of any number."""
+    return f"{_percent(share)} are longer than its context or the keys and values of one machine, and refused"
 
 
 def miss_text(miss: Miss) -> str:

@@ -16,6 +16,7 @@ from breakeven.answer.mixes import Mix
 from breakeven.answer.regions import Standing
 from breakeven.answer.worlds import COST_TIE
 from breakeven.price.pricing import NOT_BILLED
+from breakeven.results.cost import ENDLESS
 from breakeven.results.decision import CandidateResult, Day, Flip, Outcome, Verdict
 from breakeven.stats.estimate import Estimate
 
@@ -44,6 +45,11 @@ def rate_text(per_s: float) -> str:
     if per_s * 60 >= 0.1:
         return f"{per_s * 60:.3g} requests a minute"
     return f"{per_s * 3600:.3g} requests an hour"
+
+
+def part_text(share: float) -> str:
+    """A share that is in use, in whole per cent: what is not nothing is not 0%."""
+    return "under 1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
 MOST_STRETCHES = 3
@@ -114,8 +120,9 @@ def verdict_of(
     if day is None and here.runner_up is not None and here.margin is not None:
         because.append(_margin(here.runner_up, here.margin, here))
     if sure < PROBABLE:
+        who = "one of the two wins" if here.same else "it wins"
         because.append(
-            f"Not certain: it wins in {sure:.0%} of the cases that the predictions' errors leave open; measure as said "
+            f"Not certain: {who} in {sure:.0%} of the cases that the predictions' errors leave open; measure as said "
             "below before you buy."
         )
     because += [flip.meaning[0].upper() + flip.meaning[1:] + "." for flip in flips if flip.quantity == "load"][:3]
@@ -141,7 +148,7 @@ def verdict_of(
     outcome: Outcome = "api" if best.capacity_per_s is None else "moe" if best.kind == "moe" else "dense"
     kind = {"moe": "MoE", "dense": "dense", "unknown": "hosted"}[best.kind]
     cost = next((p for p in best.cost if abs(p.rate_per_s - load_per_s) <= 1e-6 * load_per_s), None)
-    bill = f": {usd_text(cost.usd_per_hour)} an hour" if cost is not None else ""
+    bill = f": {_bill_text(best, cost.usd_per_hour)} an hour" if cost is not None else ""
     when = f"at {rate_text(load_per_s)}{bill}"
     if day is not None:
         spent = next(each.usd_per_day for each in day.bills if each.candidate == winner)
@@ -155,6 +162,14 @@ def verdict_of(
         who = turns_text(day.by_hour, kinds)
         sentence += f" Taking turns by the hour costs {usd_text(day.by_hour_usd_per_day)}: {who}."
     return Verdict(outcome=outcome, winner=winner, sentence=sentence, because=because)
+
+
+def _bill_text(candidate: CandidateResult, span: Estimate) -> str:
+    """Dollars; of a bill without an upper end, from where on it lies: what stands in its place is nobody's."""
+    text = usd_text(span)
+    if not any(note.startswith(ENDLESS) for note in candidate.notes) or " (" not in text:
+        return text
+    return f"{text.partition(' to ')[0].replace('(', '(from ')})"
 
 
 def _unbilled(by_name: Mapping[str, CandidateResult], names: Sequence[str]) -> list[str]:
@@ -186,6 +201,8 @@ def _both(mix: Mix, kinds: Mapping[str, str]) -> Verdict:
             f"The best that can serve all of it alone, {mix.single}, costs {span_text(mix.single_over_mix)} times as "
             f"much; the pair saves {saved:.0%}."
         )
+    elif mix.single is not None:
+        because.append(f"The best that can serve all of it alone, {mix.single}, costs something; the pair does not.")
     else:
         because.append("No candidate can serve all of it alone.")
     return Verdict(outcome="both", winner=None, sentence=f"Use both: {parts}.", because=because, shares=mix.shares)
@@ -198,7 +215,7 @@ def _capacity(best: CandidateResult, load_per_s: float, load: str) -> str:
     span = best.capacity_per_s
     n = next((p for p in best.cost if abs(p.rate_per_s - load_per_s) <= 1e-6 * load_per_s), None)
     replicas = f"; {load} takes {n.replicas.value:.0f} of them" if n is not None and n.replicas is not None else ""
-    used = f", {n.utilisation:.0%} used" if n is not None and n.utilisation is not None else ""
+    used = f", {part_text(n.utilisation)} used" if n is not None and n.utilisation is not None else ""
     carries = f"One replica of {best.name} carries {span_text(span)} requests/s within the SLO ({best.provenance})"
     return f"{carries}{replicas}{used}."
 
@@ -211,4 +228,6 @@ def _margin(runner_up: str, margin: Estimate, here: Standing) -> str:
             return f"{runner_up} costs the same here; which of the two answers faster is not known."
         faster = "answers faster as predicted, but wins in fewer of the cases that the predictions' errors leave open"
         return f"{runner_up} costs the same here, and {'answers slower' if here.slower else faster}."
-    return f"The next best, {runner_up}, costs {span_text(margin)} times as much."
+    said = f"The next best, {runner_up}, costs {span_text(margin)} times as much"
+    fewer = "; it wins in fewer of the cases that the predictions' errors leave open" if margin.value < 1.0 else ""
+    return f"{said}{fewer}."

@@ -128,6 +128,18 @@ def span_of(values: Floats) -> Estimate:
     return bracketed(value, float(low), float(high))
 
 
+def ratios(top_D: Floats, bottom_D: Floats) -> Floats:
+    """One bill over another, of the draws in which both are known; 1 where neither costs anything.
+
+    Of something over nothing there is no ratio: such draws are left out, which may be all of them.
+    """
+    known_D = np.isfinite(top_D) & np.isfinite(bottom_D)
+    top_D, bottom_D = top_D[known_D], bottom_D[known_D]
+    free_D = bottom_D <= 0
+    found_D = np.where(free_D, 1.0, top_D / np.where(free_D, 1.0, bottom_D))
+    return np.asarray(found_D[~free_D | (top_D <= 0)])
+
+
 def _normal(name: str, seed: int, draws: int) -> Floats:
     return np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(draws)
 
@@ -151,7 +163,7 @@ def bills(
     count, full = np.asarray(replicas, np.float64), np.asarray(full_per_s, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         joules = 0.0 if power is None else np.nan_to_num((power.busy_w - power.idle_w) / full, posinf=0.0)
-    hourly = machine_usd_per_hour(pricing, power) * count
+        hourly = machine_usd_per_hour(pricing, power) * count
     if isinstance(pricing, Own):
         hourly = hourly + 3600.0 * rate * joules / JOULES_PER_KWH * pricing.usd_per_kwh
     unable = np.isinf(count)
@@ -251,9 +263,10 @@ def worlds_of(contenders: Sequence[Contender], rates_R: Floats, seed: int) -> Wo
 
 def _e2e_s(contender: Contender, rate_DR: Floats, factor_D: Floats) -> Floats:
     """Median time of an answer at a replica's load: between the simulated loads, and longer by the draw's factor."""
-    if not contender.latency:
+    known = [(p.rate_per_s, p.e2e_p50_s.value) for p in contender.latency if p.e2e_p50_s is not None]
+    if not known:
         return np.full(rate_DR.shape, np.nan)
-    at = np.array([max(p.rate_per_s, 1e-12) for p in contender.latency])
-    value = np.array([max(p.e2e_p50_s.value, NOTHING_S) for p in contender.latency])
+    at = np.array([max(rate, 1e-12) for rate, _ in known])
+    value = np.array([max(e2e_s, NOTHING_S) for _, e2e_s in known])
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.exp(np.interp(np.log(rate_DR), np.log(at), np.log(value)) + factor_D[:, None]))

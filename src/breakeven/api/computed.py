@@ -184,6 +184,8 @@ def simulate(
             max_sequences=usual.max_sequences if slots is None else slots,
             max_step_tokens=usual.max_step_tokens if step_tokens is None else step_tokens,
             kv_tokens=usual.kv_tokens if kv_tokens is None else kv_tokens,
+            # What a run was asked it held, however its engine was told to.
+            slot_tokens=None if schedule is not None else steps.spec.context or None,
         )
 
     trace = traffic.trace

@@ -23,6 +23,7 @@ def machines(
             metavar="NAME",
         ),
     ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Without a name: a line for every chip.")] = False,
     json: Annotated[bool, typer.Option("--json", help=f"Print JSON ({SCHEMA}).")] = False,
 ) -> None:
     """List the chips known by name, or show one: memory, bandwidth, peak rates, power, prices with dates, source.
@@ -33,11 +34,14 @@ def machines(
     """
     from rich.console import Console
 
-    from breakeven.pages.catalogue import print_chip, print_chips, print_machine
+    from breakeven.pages.chips import print_chip, print_chip_names, print_chips, print_machine
 
     if name is None:
         found = breakeven.machines()
-        print_json({"schema": SCHEMA, "machines": found}) if json else print_chips(found, Console())
+        if json:
+            print_json({"schema": SCHEMA, "machines": found})
+        else:
+            (print_chips if full else print_chip_names)(found, Console())
         return
     one = breakeven.machines(name)
     if json:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from breakeven.errors import UserError
 from breakeven.forecast.model import StepModel
-from breakeven.forecast.simulated import LEAST_BEYOND, PERCENTILES, study_of, widest_phase
+from breakeven.forecast.simulated import LEAST_BEYOND, PERCENTILES, has_grown, study_of, widest_phase
 from breakeven.forecast.simulator.policy import Fleet, Policy
 from breakeven.forecast.simulator.results import Simulation
 from breakeven.forecast.simulator.run import policy_of, simulate_parts
@@ -32,6 +32,8 @@ WHOLE_BYTES = 256 * 2**20
 WIDTH = 0.005
 """Delays within half a per cent of each other are counted as one."""
 SHORTEST_S, LONGEST_S = 1e-6, 1e9
+SPAN_S = 10.0
+"""Who waits is summed up over spans of so long."""
 
 
 def simulate_long_trace(
@@ -119,6 +121,9 @@ class TraceTally:
     replica_seconds: float = 0.0
     first_s: float = math.inf
     last_s: float = 0.0
+    last_arrival_s: float = 0.0
+    waiting_s_W: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    """Seconds that requests waited for a place in a step, all of them together, in each `SPAN_S` from the start on."""
 
     def add(self, run: Simulation, slo: Slo | None) -> None:
         """Count what ended in this part."""
@@ -138,6 +143,13 @@ class TraceTally:
             self.first_s = min(self.first_s, float(run.arrival_s_N[over_N].min()))
         if run.served.any():
             self.last_s = max(self.last_s, float(run.end_s_N[run.served].max()))
+        self.last_arrival_s = max(self.last_arrival_s, float(run.arrival_s_N.max(initial=0.0)))
+        steps = run.steps
+        waited_s_M = steps.waiting_M * steps.step_s_M * steps.steps_M
+        at_M = (steps.start_s_M / SPAN_S).astype(np.int64)
+        spent_s_W = np.bincount(at_M, waited_s_M, len(self.waiting_s_W)).astype(np.float64)
+        spent_s_W[: len(self.waiting_s_W)] += self.waiting_s_W
+        self.waiting_s_W = spent_s_W
         for metric in SIMULATED:
             values = {"ttft_s": run.ttft_s, "tpot_s": run.tpot_s, "e2e_s": run.e2e_s, "gap_s": run.gap_s_N}[metric]
             values = values[run.served & np.isfinite(values)]
@@ -155,6 +167,16 @@ class TraceTally:
         if rank > below[-1]:
             return math.inf
         return SHORTEST_S * math.exp((int(np.searchsorted(below, rank)) + 0.5) * WIDTH)
+
+    @property
+    def queue_grows(self) -> bool:
+        """As `simulated.queue_grows`: who waits in the last quarter of arrivals against the second one."""
+        middle_s_W = SPAN_S * (np.arange(len(self.waiting_s_W)) + 0.5)
+        early, late = (
+            self.waiting_s_W[(middle_s_W >= low * self.last_arrival_s) & (middle_s_W < high * self.last_arrival_s)]
+            for low, high in ((0.25, 0.5), (0.75, 1.0))
+        )
+        return bool(len(early) and len(late)) and has_grown(float(early.mean()) / SPAN_S, float(late.mean()) / SPAN_S)
 
     @property
     def seconds(self) -> float:
@@ -187,7 +209,7 @@ def _point(
         steps=middle.steps,
         preemptions=middle.preemptions,
         cached_prompt_share=middle.cached_tokens / max(1, middle.prompt_tokens),
-        queue_grows=False,
+        queue_grows=middle.queue_grows,
         over_time=None,
     )
 

@@ -40,6 +40,8 @@ END_PRECISION = 0.1
 MOST_TRIALS = 24
 LOWEST = 1e-3
 """Of the saturation rate: who keeps the level only below it does not keep it."""
+FEWER = 0.7
+"""Of the streams, from one look at what conversations reach to the next."""
 USUAL_LOAD = 0.7
 """Of the saturation rate: where it is asked what prompts weigh."""
 HOPELESS = 1e-6
@@ -141,14 +143,30 @@ def saturation_per_s(replica: TrialReplica) -> float:
     """Requests a second of a replica that always has another one waiting; in conversations, without any thinking.
 
     Of conversations with many turns, and of short traces, there may be too few to fill it: see `has_enough_to_fill`.
+    Where prompts are kept for the next turn, too many at once push each other's out and are read again and again: what
+    counts is the most that it gets through with however many.
     """
+    asked, streams = replica.requests, max(1, min(_filling(replica), _steady(replica)))
+    found = _looped_per_s(replica, streams)
+    keeps = replica.policy.prefix_caching and (asked.after_N is not None or len(asked.prefix) > 0)
+    while keeps and streams > 1:
+        streams = int(streams * FEWER)
+        fewer = _looped_per_s(replica, streams)
+        if fewer <= found:
+            break
+        found = fewer
+    return found
+
+
+def _looped_per_s(replica: TrialReplica, streams: int) -> float:
+    """Requests a second with so many streams, each with another request as soon as it is answered."""
     asked = replica.requests
     n = len(asked)
     loop = replace(
         asked,
         arrival_s_N=np.full(n, np.nan),
         think_s_N=None if asked.think_s_N is None else np.zeros(n),
-        streams=max(1, min(_filling(replica), _steady(replica))),
+        streams=streams,
     )
     run = simulate(loop, replica.model, replica.policy)
     ends_s = np.sort(run.end_s_N[run.served])
@@ -343,7 +361,7 @@ def _latency(rate: float, runs: Sequence[tuple[TrialReplica, Simulation]], slo: 
     """`runs`: with the step model as it is, its fast and its slow end."""
     counted = [replica.counted(run) for replica, run in runs]
     spans = {
-        f"{metric}_p{p}_s": around(
+        f"{metric}_p{p}_s": _known(
             [float(run.percentiles(metric, p, c)) for (_, run), c in zip(runs, counted, strict=True)]
         )
         for metric in ("ttft", "tpot", "e2e")
@@ -358,6 +376,11 @@ def _latency(rate: float, runs: Sequence[tuple[TrialReplica, Simulation]], slo: 
         utilisation=run.utilisation,
         tokens_per_s=rate * float(np.mean(run.requests.output_tokens_N)),
     )
+
+
+def _known(value_and_ends: Sequence[float]) -> Estimate | None:
+    """`around` them; None where there is no such delay, or it never ends."""
+    return around(value_and_ends) if all(map(math.isfinite, value_and_ends)) else None
 
 
 def unit_requests(workload: Workload, trace: TraceRows | None, n: int) -> Requests:

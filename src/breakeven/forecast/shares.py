@@ -53,6 +53,8 @@ class Alone:
     share: Estimate
     luck: Estimate
     miss: Miss | None
+    refused: float = 0.0
+    """Share of the requests that are longer than a context, or than the keys and values of one replica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,8 @@ def alone(one: TrialReplica, slo: Slo) -> Alone:
     run, counted_N = alone_run(one)
     fast, slow = one.model.ends(prefill_share(one, 0.0, run))
     shares = [alone_share(replace(one, model=end), slo) for end in (slow, fast)]
-    return Alone(*_combined(run, slo, counted_N, shares), _miss(run, slo, counted_N))
+    refused = float(run.refused_N[counted_N].mean())
+    return Alone(*_combined(run, slo, counted_N, shares), _miss(run, slo, counted_N), refused)
 
 
 def _share(fleet: TrialReplica, slo: Slo, rate_per_s: float) -> tuple[Estimate, Estimate]:

@@ -193,7 +193,12 @@ def queue_grows(run: Simulation) -> bool:
     early, late = ((time_s >= low * last_s) & (time_s < high * last_s) for low, high in ((0.25, 0.5), (0.75, 1.0)))
     if not (early.any() and late.any()):
         return False
-    return float(waiting[late].mean()) > GROWN * float(waiting[early].mean()) + 1.0
+    return has_grown(float(waiting[early].mean()), float(waiting[late].mean()))
+
+
+def has_grown(early: float, late: float) -> bool:
+    """Whether so many who wait, on average, are a queue that keeps growing."""
+    return late > GROWN * early + 1.0
 
 
 def load_name(schedule: Schedule) -> str:
@@ -243,7 +248,9 @@ def _notes(model: StepModel, points: Sequence[SimulatedPoint]) -> list[str]:
     notes = assumed_notes(model.spec)
     refused = sum(point.refused for point in points)
     if refused:
-        notes.append(f"{refused} requests are longer than one replica's keys and values and were refused")
+        notes.append(
+            f"{refused} requests are longer than the context or one replica's keys and values and were refused"
+        )
     late = [point.load for point in points if point.queue_grows]
     if late:
         notes.append(

@@ -1,4 +1,4 @@
-"""What is known by name, models and chips, in a terminal.
+"""Models known by name, in a terminal.
 
 Readable from 40 columns on, because columns give way by importance.
 """
@@ -13,8 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from breakeven.errors import UserError
-from breakeven.hardware.chips import Chip, Price, rate_words, size_words
-from breakeven.hardware.machine import Machine
 from breakeven.model.catalogue import CatalogueEntry, entries, find, matching, total_of
 from breakeven.model.resolve import path_of
 from breakeven.model.summary import (
@@ -29,105 +27,6 @@ from breakeven.model.summary import (
 )
 from breakeven.model.tensors import TensorGroup
 from breakeven.pages.words import bytes_text, count_text, grouped, number
-
-COLUMNS = (
-    ("Machine", "left", 0),
-    ("Class", "left", 64),
-    ("Memory", "right", 52),
-    ("Bandwidth", "right", 0),
-    ("16-bit peak", "right", 76),
-    ("Power", "right", 90),
-    ("$/h", "left", 110),
-)
-"""Heading, alignment, and the terminal width from which the column is shown."""
-
-
-def print_chips(chips: Sequence[Chip], console: Console) -> None:
-    """Print one line a chip, readable from 40 columns on."""
-    console.print(_table(COLUMNS, [_cells(chip) for chip in chips], console.width))
-    console.print(
-        "Nominal figures of data sheets. `breakeven machines NAME` shows one with its source.", highlight=False
-    )
-
-
-def print_chip(chip: Chip, console: Console) -> None:
-    """Print everything about one chip."""
-    console.print(chip.name, style="bold", highlight=False, markup=False)
-    peaks = ", ".join(f"{kind} {number(rate / 1e12)} TFLOPS" for kind, rate in chip.peak_flops.items())
-    rows = [
-        ("Name here", chip.slug),
-        ("Class", chip.chip_class),
-        ("Memory", _memory(chip)),
-        ("Bandwidth", _rate(chip.bandwidth_bytes_per_s)),
-        ("Peak", peaks or "not published"),
-        ("Link", "none known" if chip.link_bytes_per_s is None else f"{_rate(chip.link_bytes_per_s)}, one direction"),
-        ("Power", _watts(chip) or "not published"),
-        *(("Price", _price(price)) for price in chip.prices),
-        ("Source", chip.source),
-    ]
-    if chip.note:
-        rows.append(("Note", chip.note))
-    _print_rows(rows, console)
-
-
-def print_machine(machine: Machine, console: Console) -> None:
-    """Print a machine that is described: its devices, what stands beside them, and the rates between."""
-    console.print(machine.name, style="bold", highlight=False, markup=False)
-    rows = [
-        ("Device", f"{chip.name}, {_memory(chip)} at {_rate(chip.bandwidth_bytes_per_s)}") for chip in machine.devices
-    ]
-    host = machine.host
-    if host is None:
-        rows.append(("Host", "not described"))
-    else:
-        size, rate = host.memory_bytes, host.bandwidth_bytes_per_s
-        words = [
-            "memory of unknown size" if size is None else size_words(size),
-            "rate not said" if rate is None else f"at {rate_words(rate)}" + (f" ({host.words})" if host.words else ""),
-            "" if host.cores is None else f"{host.cores} cores",
-        ]
-        rows.append(("Host", ", ".join(word for word in words if word)))
-    for label, moved in (("Link", machine.link_bytes_per_s), ("Disk", machine.disk_bytes_per_s)):
-        if moved is not None:
-            rows.append((label, rate_words(moved)))
-    _print_rows(rows, console)
-
-
-def _print_rows(rows: Sequence[tuple[str, str]], console: Console) -> None:
-    for label, text in rows:
-        console.print(f"{label:<11}{text}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _cells(chip: Chip) -> tuple[str, ...]:
-    sixteen = chip.peak_flops.get("bf16") or chip.peak_flops.get("fp16")
-    hour = [price for price in chip.prices if price.kind == "hour"]
-    return (
-        chip.slug,
-        chip.chip_class,
-        _memory(chip),
-        _rate(chip.bandwidth_bytes_per_s),
-        "" if sixteen is None else f"{number(sixteen / 1e12)} TFLOPS",
-        _watts(chip),
-        "" if not hour else f"{min(p.usd for p in hour):.2f}-{max(p.usd for p in hour):.2f} ({hour[0].date})",
-    )
-
-
-def _memory(chip: Chip) -> str:
-    return "varies" if chip.memory_bytes is None else f"{chip.memory_bytes / 2**30:g} GB"
-
-
-def _rate(bytes_per_s: float) -> str:
-    return f"{number(bytes_per_s / 1e9)} GB/s"
-
-
-def _watts(chip: Chip) -> str:
-    return "" if chip.tdp_w is None else f"{number(chip.tdp_w)} W"
-
-
-def _price(price: Price) -> str:
-    unit = "an hour" if price.kind == "hour" else "to buy"
-    return f"${price.usd:,.2f} {unit} ({price.what}, {price.date}; {price.source})"
-
 
 LIST_COLUMNS = (
     ("Model", "left", 0),
@@ -210,7 +109,7 @@ def print_list(models: Sequence[Summary], console: Console) -> None:
         if group := by_class.get(name):
             rows.append([name, *[""] * (len(LIST_COLUMNS) - 1)])
             rows += [_list_row(model) for model in sorted(group, key=lambda model: (model.kind != "dense", model.name))]
-    console.print(_table(LIST_COLUMNS, rows, console.width))
+    console.print(table_within(LIST_COLUMNS, rows, console.width))
     console.print(
         "`breakeven models NAME` shows one. Counts and sizes are computed from shapes; no weights are loaded."
     )
@@ -223,7 +122,7 @@ def print_detail(model: Detail, console: Console, full: bool = False) -> None:
     console.print()
     columns = (*FORMAT_COLUMNS, *(row for row in APART_COLUMNS if _APART[row[0]] in model.params_by_group))
     shown = [stored for stored in model.formats if full or _is_common(stored)]
-    console.print(_table(columns, [_format_row(stored, columns) for stored in shown], console.width))
+    console.print(table_within(columns, [_format_row(stored, columns) for stored in shown], console.width))
     console.print(
         "Read/token: weight bytes one decode step of one sequence touches."
         + (
@@ -289,7 +188,8 @@ def _published(model: Detail) -> list[str]:
     return lines
 
 
-def _table(columns: Sequence[tuple[str, str, int]], rows: Sequence[Sequence[str]], width: int) -> Table:
+def table_within(columns: Sequence[tuple[str, str, int]], rows: Sequence[Sequence[str]], width: int) -> Table:
+    """The columns that `width` has room for: heading, alignment, and the width from which each is shown."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     shown = [i for i, (_, _, least) in enumerate(columns) if width >= least]
     for i in shown:

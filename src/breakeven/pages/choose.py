@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def print_choice(choice: ModelChoice, console: Console, page: Path | None, *, fu
         Passage(lambda say: say(choice.sentence, "bold")),
         Passage(lambda say: _explained(choice.explained, say)),
         *listed_parts("Why", [ended(text) for text in choice.because], most=3, rank=1),
-        Passage(lambda say: _table(choice, console.width, say)),
+        *_table(choice, console.width),
         *_reasons(choice),
         Passage(lambda say: _commands(choice, say)),
         *listed_parts("Hosted, nothing to run here", hosted_lines(choice), most=2, rank=2),
@@ -53,13 +54,12 @@ def _explained(explained: ChoiceExplained | None, say: Say) -> None:
         say(f"- {ended(reason)}", indent=2)
 
 
-def _table(choice: ModelChoice, width: int, say: Say) -> None:
+def _table(choice: ModelChoice, width: int) -> list[Passage]:
+    """The rows' numbers: the columns that stand beside the names always, others and the words on them by room."""
     if not choice.rows:
-        return
-    say()
+        return []
     use = choice.use
     users = "one user" if use.users == 1 else f"{use.users} users"
-    say(f"{use.name} for {users} on {choice.machine} with {choice.engine}, predicted:", "bold")
     columns = [["kind"], ["quality"], ["tok/s"], ["memory"], ["best in"]]
     for row in choice.rows:
         for column, cell in zip(columns, cells(row), strict=True):
@@ -67,15 +67,32 @@ def _table(choice: ModelChoice, width: int, say: Say) -> None:
     # A name has what the numbers leave, and its format stays readable.
     longest = max(LONGEST_NAME, width - 4 - sum(max(map(len, column)) + 2 for column in columns))
     first = ["", *(f"{shortened(row.model, longest - len(row.format) - 1)}:{row.format}" for row in choice.rows)]
-    say_tables(packed(first, [[column] for column in columns], width - 2), say)
-    say(
-        "Quality: share of tasks of which the middle model solves half, the format's loss taken off. Best in: share of "
-        f"{choice.worlds} drawn worlds in which the model wins. Brackets hold 95 %.",
-        "dim",
-        2,
-    )
-    if not all(row.on_front for row in choice.rows):
-        say("*: not on the front in the middle of its band; within it, it may be.", "dim", 2)
+    tables = packed(first, [[column] for column in columns], width - 2)
+
+    def begins(say: Say) -> None:
+        say()
+        say(f"{use.name} for {users} on {choice.machine} with {choice.engine}, predicted:", "bold")
+        say_tables(tables[:1], say)
+
+    def goes_on(lines: Sequence[str], say: Say) -> None:
+        say()
+        say_tables([lines], say)
+
+    def words(say: Say) -> None:
+        say(
+            "Quality: share of tasks of which the middle model solves half, the format's loss taken off. Best in: "
+            f"share of {choice.worlds} drawn worlds in which the model wins. Brackets hold 95 %.",
+            "dim",
+            2,
+        )
+        if not all(row.on_front for row in choice.rows):
+            say("*: not on the front in the middle of its band; within it, it may be.", "dim", 2)
+
+    return [
+        Passage(begins),
+        *(Passage(partial(goes_on, lines), 1, "more columns") for lines in tables[1:]),
+        Passage(words, 2, "what the columns are"),
+    ]
 
 
 def cells(row: ChoiceRow) -> tuple[str, ...]:

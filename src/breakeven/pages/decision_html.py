@@ -98,10 +98,14 @@ def usd_cell(span: Estimate | None, scale: float = 1.0) -> Cell:
 
 def month_cell(candidate: CandidateResult, span: Estimate | None) -> Cell:
     """A month of an hourly bill; of one without an upper end, from where on it lies."""
-    found = usd_cell(span, say.MONTH_HOURS)
-    if not found.interval or not say.is_endless(candidate):
-        return found
-    return Cell(found.value, f"from {found.interval.partition('–')[0]}")
+    return open_ended(candidate, usd_cell(span, say.MONTH_HOURS))
+
+
+def open_ended(candidate: CandidateResult, cell: Cell) -> Cell:
+    """A cell that grows with the machines; of a candidate whose bill has no upper end, from where on it lies."""
+    if not cell.interval or not say.is_endless(candidate):
+        return cell
+    return Cell(cell.value, f"from {cell.interval.partition('–')[0]}")
 
 
 def delay_cell(span: Estimate | None) -> Cell:
@@ -128,8 +132,8 @@ def now_cells(candidate: CandidateResult, load_per_s: float) -> list[Cell]:
     if cost is not None:
         bill = [
             month_cell(candidate, cost.usd_per_hour),
-            usd_cell(cost.usd_per_mtok_output),
-            _fleet_cell(cost),
+            open_ended(candidate, usd_cell(cost.usd_per_mtok_output)),
+            _fleet_cell(candidate, cost),
         ]
     waits = [Cell("–", "")] * 3
     if delays is not None:
@@ -137,9 +141,9 @@ def now_cells(candidate: CandidateResult, load_per_s: float) -> list[Cell]:
     return [*bill, *waits, span_cell(candidate.capacity_per_s)]
 
 
-def _fleet_cell(cost: CostPoint) -> Cell:
+def _fleet_cell(candidate: CandidateResult, cost: CostPoint) -> Cell:
     """Replicas, and beneath how far their number is sure and how much of them is in use."""
-    found = span_cell(cost.replicas)
+    found = open_ended(candidate, span_cell(cost.replicas))
     used = "" if cost.utilisation is None else words.percent_text(cost.utilisation)
     return Cell(found.value, "; ".join(part for part in (found.interval, used) if part))
 
@@ -158,19 +162,22 @@ def _cost_row(candidate: CandidateResult, point: CostPoint) -> list[Cell]:
     def plain(amount: float | None) -> Cell:
         return Cell("–" if amount is None else say.usd(amount), "")
 
+    def more(cell: Cell) -> Cell:
+        return open_ended(candidate, cell)
+
     return [
         Cell(words.number(point.rate_per_s), ""),
-        span_cell(point.replicas),
+        more(span_cell(point.replicas)),
         Cell("–" if point.utilisation is None else words.percent_text(point.utilisation), ""),
         month_cell(candidate, point.usd_per_hour),
-        usd_cell(point.usd_per_request, PER_THOUSAND),
-        usd_cell(point.usd_per_mtok_output),
+        more(usd_cell(point.usd_per_request, PER_THOUSAND)),
+        more(usd_cell(point.usd_per_mtok_output)),
         plain(point.usd_per_mtok_input_share),
         plain(point.usd_per_mtok_output_share),
-        usd_cell(point.usd_per_conversation),
-        usd_cell(point.usd_per_solved),
-        span_cell(point.joules_per_output_token),
-        usd_cell(point.energy_usd_per_hour, say.MONTH_HOURS),
+        more(usd_cell(point.usd_per_conversation)),
+        more(usd_cell(point.usd_per_solved)),
+        more(span_cell(point.joules_per_output_token)),
+        more(usd_cell(point.energy_usd_per_hour, say.MONTH_HOURS)),
     ]
 
 

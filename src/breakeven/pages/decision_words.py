@@ -361,7 +361,7 @@ def delay_span(span: Estimate | None) -> str:
 
 def traffic_rows(decision: Decision) -> list[tuple[str, str]]:
     """Name and value of everything about the traffic and the service level asked for."""
-    rows = workload_rows(decision.workload, decision.slo)
+    rows = workload_rows(decision.workload, decision.slo, played=False)
     keep = ("Share to keep it", f"at least {percent_text(decision.good_share)} of requests")
     at = next((index for index, (name, _) in enumerate(rows) if name == "Service level"), len(rows) - 1)
     return [("Load now", load_words(decision.load_per_s)), *rows[: at + 1], keep, *rows[at + 1 :]]
@@ -369,7 +369,8 @@ def traffic_rows(decision: Decision) -> list[tuple[str, str]]:
 
 def day_words(day: Day) -> str:
     """What the table of the hours holds."""
-    whole = f"; all day: machines of {day.bills[0].candidate}, the cheapest over all hours" if day.bills else ""
+    first = day.bills[0] if day.bills and day.bills[0].used else None
+    whole = "" if first is None else f"; all day: machines of {first.candidate}, the cheapest over all hours"
     who = "Who is cheapest in each hour alone, of those that may stand aside in others"
     return f"{who}{whole}; as predicted, starts apart"
 

@@ -20,7 +20,6 @@ from breakeven.pages.figures.trials import dot_plots, trials_plot
 from breakeven.pages.load_terminal import met_text, number_of, tokens_told, warnings_of
 from breakeven.pages.load_words import (
     Unit,
-    capacity_rows,
     ceiling_share,
     ceiling_text,
     client_text,
@@ -41,6 +40,7 @@ from breakeven.pages.load_words import (
     slo_words,
     steady_short,
     steady_text,
+    think_words,
     units_of,
     workload_rows,
 )
@@ -270,7 +270,7 @@ def render_capacity(study: CapacityStudy) -> str:
             load=number_of,
             good=good_cell,
             met=met_text,
-            rows=[*capacity_rows(study), target],
+            rows=[*_capacity_rows(study), target],
         )
     )
 
@@ -327,3 +327,13 @@ def about(point: LoadPoint) -> list[tuple[str, str]]:
     ]
     conversation = conversation_text(point)
     return rows if conversation is None else [*rows, ("Conversations", conversation)]
+
+
+def _capacity_rows(study: CapacityStudy) -> list[tuple[str, str]]:
+    """The same of a search: the arrivals, warm-up and end of its workload are those of the first look alone."""
+    found = workload_rows(study.workload, study.slo, models=[study.model])
+    rows = [row for row in found if row[0] not in ("Arrivals", "Warm-up", "Ends after")]
+    tried = ["open loop: Poisson at each rate tried"] if study.rate is not None else []
+    if study.users is not None:
+        tried.append(f"closed loop: so many users at once, {think_words(study) or 'with pauses that were not told'}")
+    return [("Arrivals", "; ".join(tried) or "one request at a time"), *rows]

@@ -18,7 +18,6 @@ from breakeven.pages.load_words import (
     conversation_text,
     counts_text,
     delay_text,
-    describe_model,
     ended,
     ended_text,
     energy_text,
@@ -49,7 +48,7 @@ from breakeven.pages.terminal import (
     shortened,
 )
 from breakeven.pages.words import NO_DIFFERENCE, grouped, percent_text, winner_text
-from breakeven.results.load import CapacityStudy, Check, Limit, LoadPoint, LoadStudy, Trial
+from breakeven.results.load import CapacityStudy, Check, Limit, LoadModel, LoadPoint, LoadStudy, Trial
 from breakeven.results.metrics import metric_of
 from breakeven.stats.percentiles import Percentile
 
@@ -151,7 +150,8 @@ def print_capacity(study: CapacityStudy, console: Console, page: Path | None, *,
         if study.users is not None and (pause := think_words(study)):
             say(f"Users: {pause}.", "dim")
         say(
-            f"{describe_model(study.model) or study.model.name}. The search {ended_text(study.stopped_because)}.", "dim"
+            f"{_described(study.model) or study.model.name}. The search {ended_text(study.stopped_because)}.",
+            "dim",
         )
 
     limits = [(limit, noun) for limit, noun in ((study.rate, "req/s"), (study.users, "at once")) if limit is not None]
@@ -180,7 +180,7 @@ def print_check(check: Check, console: Console) -> None:
 def _points(study: LoadStudy, width: int, say: Say) -> None:
     units = units_of(study.points)
     groups = _groups(study, units)
-    known = {model.name: describe_model(model) for model in study.models}
+    known = {model.name: _described(model) for model in study.models}
     for name, points in grouped(study.points, lambda point: point.model).items():
         say()
         say(f"{name} ({known[name]})" if known.get(name) else name, "bold")
@@ -309,3 +309,10 @@ def number_of(load: float) -> str:
 def met_text(trial: Trial) -> str:
     """Whether a trial met the service level."""
     return {True: "meets it", False: "does not", None: "not decided"}[trial.meets]
+
+
+def _described(model: LoadModel) -> str:
+    """Kind, nature of the weights and source: "MoE, synthetic weights, http://127.0.0.1:8000"."""
+    kind = "" if model.moe is None else "MoE" if model.moe else "dense"
+    parts = [kind, "synthetic weights" if model.synthetic else "", model.source if model.source != model.name else ""]
+    return ", ".join(part for part in parts if part)

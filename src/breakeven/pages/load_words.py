@@ -249,13 +249,6 @@ def ended(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def describe_model(model: LoadModel) -> str:
-    """Kind, nature of the weights and source: "MoE, synthetic weights, http://127.0.0.1:8000"."""
-    kind = "" if model.moe is None else "MoE" if model.moe else "dense"
-    parts = [kind, "synthetic weights" if model.synthetic else "", model.source if model.source != model.name else ""]
-    return ", ".join(part for part in parts if part)
-
-
 def ended_text(stopped_because: str) -> str:
     """Why the run ended, as a clause."""
     return {
@@ -360,9 +353,17 @@ def _output_words(workload: Workload) -> str:
 
 
 def workload_rows(
-    workload: Workload, slo: Slo | None, points: Sequence[LoadPoint] = (), models: Sequence[LoadModel] = ()
+    workload: Workload,
+    slo: Slo | None,
+    points: Sequence[LoadPoint] = (),
+    models: Sequence[LoadModel] = (),
+    *,
+    played: bool = True,
 ) -> list[tuple[str, str]]:
-    """Name and value of all about the traffic of `models` (some chat alone) that one needs to judge the numbers."""
+    """Name and value of all about the traffic of `models` (some chat alone) that one needs to judge the numbers.
+
+    `played`: to an engine; of what was only simulated, load by load, there is no warm-up, no end and no endpoint.
+    """
     ends = [_exact(workload.duration_s)] if workload.duration_s is not None else []
     ends += [f"{workload.requests} requests"] if workload.requests is not None else []
     rows = [
@@ -370,29 +371,23 @@ def workload_rows(
         ("Prompts", _prompt_words(workload)),
         ("Outputs", _output_words(workload)),
         ("Service level", slo_words(slo)),
-        ("Ends after", " or ".join(ends) or "the trace"),
-        ("Warm-up", f"{_exact(workload.warm_up_s)} of the same traffic, not counted" if workload.warm_up_s else "none"),
     ]
+    if played or ends:
+        rows.append(("Ends after", " or ".join(ends) or "the trace"))
+    if played:
+        warm_up = f"{_exact(workload.warm_up_s)} of the same traffic, not counted" if workload.warm_up_s else "none"
+        rows.append(("Warm-up", warm_up))
     if workload.turns > 1:
         rows.append(("Conversations", f"{workload.turns} turns, {_exact(workload.turn_think_s)} between them"))
     if workload.languages:
         rows.append(("Languages", ", ".join(workload.languages)))
-    only = [model.name for model in models if model.settings.get("route") == "chat"]
-    chat = workload.chat or (bool(only) and len(only) == len(models))
-    endpoint = "chat completions" if chat else "completions" + (f", as a chat of {', '.join(only)}" if only else "")
-    rows.append(("Requests", f"{endpoint}, {'streamed' if workload.stream else 'not streamed'}"))
+    if played:
+        only = [model.name for model in models if model.settings.get("route") == "chat"]
+        chat = workload.chat or (bool(only) and len(only) == len(models))
+        endpoint = "chat completions" if chat else "completions" + (f", as a chat of {', '.join(only)}" if only else "")
+        rows.append(("Requests", f"{endpoint}, {'streamed' if workload.stream else 'not streamed'}"))
     rows.append(("Seed", str(workload.seed)))
     return rows
-
-
-def capacity_rows(study: CapacityStudy) -> list[tuple[str, str]]:
-    """The same of a search: the arrivals, warm-up and end of its workload are those of the first look alone."""
-    found = workload_rows(study.workload, study.slo, models=[study.model])
-    rows = [row for row in found if row[0] not in ("Arrivals", "Warm-up", "Ends after")]
-    tried = ["open loop: Poisson at each rate tried"] if study.rate is not None else []
-    if study.users is not None:
-        tried.append(f"closed loop: so many users at once, {think_words(study) or 'with pauses that were not told'}")
-    return [("Arrivals", "; ".join(tried) or "one request at a time"), *rows]
 
 
 def think_words(study: CapacityStudy) -> str:

@@ -138,6 +138,8 @@ class _Flip:
     at: float
     until: float
     tied_from: float | None
+    ties: bool = False
+    """Whether both cost the same at some loads before `until`."""
 
 
 def break_evens(
@@ -223,7 +225,10 @@ def _flips(stretches: list[Stretch], exact: list[Stretch]) -> list[_Flip]:
             found.append(_Flip(stretch.winner, at, stretch.high, tied if at == stretch.low else None))
         standing = stretch.winner
     until = [*(flip.at for flip in found[1:]), stretches[-1].high][: len(found)]
-    return [_Flip(flip.to, flip.at, end, flip.tied_from) for flip, end in zip(found, until, strict=True)]
+    return [
+        _Flip(flip.to, flip.at, end, flip.tied_from, any(flip.at <= s.low < end for s in stretches if s.winner is None))
+        for flip, end in zip(found, until, strict=True)
+    ]
 
 
 def _matching(
@@ -249,7 +254,8 @@ def _entry(
     if used is None:
         used, whose = offers[1 - flip.to].utilisation(rate.value), other
     there = "" if used is None else f" {whose} is {used:.0%} used there."
-    meaning = f"{where} {to} is cheaper than {other}, {until}{tied}.{there}"
+    same = " or costs the same" if flip.ties else ""
+    meaning = f"{where} {to} is cheaper than {other}{same}, {until}{tied}.{there}"
     return BreakEven(from_=other, to=to, rate_per_s=rate, meaning=meaning, utilisation=used)
 
 

@@ -158,7 +158,6 @@ def _meaning(
     carries = "" if ratio is None else f" carries {ratio:.2f} times the load and"
     if before is None:
         return f"{name} with {label} serves at all: ${1e3 * after:.3g} per 1,000 requests at {rate_per_s:.3g}/s."
-    return (
-        f"{name} with {label}{carries} costs ${1e3 * after:.3g} per 1,000 requests at {rate_per_s:.3g}/s, "
-        f"{after / before:.2f} times what it does now."
+    return f"{name} with {label}{carries} costs ${1e3 * after:.3g} per 1,000 requests at {rate_per_s:.3g}/s, " + (
+        f"{after / before:.2f} times what it does now." if before > 0 else "as it does now."
     )

@@ -23,15 +23,19 @@ Outcome = Literal["dense", "moe", "both", "api", "no_difference", "none"]
 
 
 class LatencyPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One replica at one load. Intervals from the step model's error."""
+    """One replica at one load. Intervals from the step model's error.
+
+    A delay is None where there is none: answers of one token have no time a token, and where more requests are refused,
+    being longer than its keys and values, than a percentile leaves out, that one is never.
+    """
 
     rate_per_s: float
-    ttft_p50_s: Estimate
-    ttft_p99_s: Estimate
-    tpot_p50_s: Estimate
-    tpot_p99_s: Estimate
-    e2e_p50_s: Estimate
-    e2e_p99_s: Estimate
+    ttft_p50_s: Estimate | None
+    ttft_p99_s: Estimate | None
+    tpot_p50_s: Estimate | None
+    tpot_p99_s: Estimate | None
+    e2e_p50_s: Estimate | None
+    e2e_p99_s: Estimate | None
     good_share: Estimate
     """Share of requests that keep the SLO; `low` is the pessimistic end."""
     utilisation: float

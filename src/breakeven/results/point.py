@@ -95,14 +95,14 @@ def of_decided(candidate: CandidateResult) -> list[Point]:
             machine=candidate.machine,
             rate_per_s=each.rate_per_s,
             metrics={"good_share": each.good_share, "output_tokens_per_s": exactly(each.tokens_per_s)},
-            percentiles={key: getattr(each, name) for key, name in OF_LATENCY.items()},
+            percentiles={key: e for key, name in OF_LATENCY.items() if (e := getattr(each, name)) is not None},
         )
         for each in candidate.latency
     ]
 
 
 def latency_point(point: Point, utilisation: float) -> LatencyPoint | None:
-    """`point` as a decision writes it; None where it lacks a rate or a percentile that decisions show.
+    """`point` as a decision writes it; None where it lacks a rate or a percentile that every answer has.
 
     A percentile whose interval is open on one side ends at its value there; a share of good requests that nobody
     counted may be anything.
@@ -111,7 +111,9 @@ def latency_point(point: Point, utilisation: float) -> LatencyPoint | None:
     known = {
         name: bracketed(e.value, e.low or e.value, e.high or e.value) for name, e in found.items() if e is not None
     }
-    if len(known) < len(found) or point.rate_per_s is None:
+    # Answers of one token have no time a token.
+    needed = [name for (metric, _), name in OF_LATENCY.items() if metric != "tpot_s"]
+    if point.rate_per_s is None or not known.keys() >= set(needed):
         return None
     good = point.metrics.get("good_share")
     return LatencyPoint(
@@ -119,7 +121,7 @@ def latency_point(point: Point, utilisation: float) -> LatencyPoint | None:
         good_share=Estimate(1.0, 0.0, 1.0) if good is None else good.plain(),
         utilisation=utilisation,
         tokens_per_s=point.metrics["output_tokens_per_s"].value,
-        **known,
+        **{name: known.get(name) for name in OF_LATENCY.values()},
     )
 
 

@@ -161,10 +161,10 @@ def told_speed(found: CandidateResult) -> ApiSpeed | None:
     """How fast it answers at the least load that was looked at; a hosted model, at every one."""
     if not found.latency:
         return None
-    point = found.latency[0]
-    return ApiSpeed(
-        ttft_s=point.ttft_p50_s.value, tokens_per_s=1.0 / point.tpot_p50_s.value, source="the study of this decision"
-    )
+    ttft, tpot = found.latency[0].ttft_p50_s, found.latency[0].tpot_p50_s
+    if ttft is None or tpot is None:
+        return None
+    return ApiSpeed(ttft_s=ttft.value, tokens_per_s=1.0 / tpot.value, source="the study of this decision")
 
 
 def _is_this(machine: str) -> bool:

@@ -302,7 +302,8 @@ def latency_curves(decision: Decision) -> list[Figure | Missing]:
 def _replica_curve(decision: Decision, metric: str, bound: float | None) -> Figure | Missing:
     name = metric_of(metric).title
     title = f"{name} against load on one replica"
-    told = [candidate for candidate in decision.candidates if candidate.latency]
+    tail = (metric, PERCENTILE[P99])
+    told = [each for each in decision.candidates if any(tail in point.percentiles for point in of_decided(each))]
     if not told:
         return Missing(title, f"{name}: no candidate's delays were simulated or measured over load.")
     shown = (P50, P99) if 2 * len(told) <= MOST_LINES else (P99,)
@@ -311,6 +312,7 @@ def _replica_curve(decision: Decision, metric: str, bound: float | None) -> Figu
         for candidate in told
         for what in shown
         for point in of_decided(candidate)
+        if (metric, PERCENTILE[what]) in point.percentiles
     ]
     unit = unit_of([span.value for *_, span in spans])
     whole: list[dict[str, Any]] = [
@@ -341,11 +343,10 @@ def _replica_curve(decision: Decision, metric: str, bound: float | None) -> Figu
 
 def _said(candidate: CandidateResult, metric: str, shown: tuple[str, ...]) -> str:
     every = max(1, -(-len(candidate.latency) // 6))
-    told = [
-        f"{' and '.join(f'{what} {delay_span(point.percentiles[metric, PERCENTILE[what]])}' for what in shown)} at "
-        f"{number(point.rate_per_s or 0.0)} req/s"
-        for point in of_decided(candidate)[::every]
-    ]
+    told = []
+    for point in of_decided(candidate)[::every]:
+        delays = [f"{what} {delay_span(point.percentiles.get((metric, PERCENTILE[what])))}" for what in shown]
+        told.append(f"{' and '.join(delays)} at {number(point.rate_per_s or 0.0)} req/s")
     return f"{candidate.name}: {', '.join(told)}"
 
 
