@@ -456,6 +456,16 @@ def test_the_table_is_near_the_step_model(d: int, c: float, p: int, q: float) ->
         assert table.mixed_s(d, c, p, q) == pytest.approx(float(which.step_s(d, c, p, q)), rel=0.08)
 
 
+def test_the_table_leaps_where_steps_are_launched_otherwise() -> None:
+    plain = model("qwen3-0.6b")
+    costs = msgspec.structs.replace(plain.profile.constants, launch_layer_s=5e-3, graph_tokens=512)
+    which = replace(plain, profile=msgspec.structs.replace(plain.profile, constants=costs))
+    table = table_of(which, 64, 2048, 8192)
+    for d, p in ((0, 512), (0, 513), (1, 512), (3, 512), (64, 600)):
+        assert table.mixed_s(d, 300, p, 256) == pytest.approx(float(which.step_s(d, 300, p, 256)), rel=0.01)
+    assert table.mixed_s(1, 300, 512, 256) > 1.5 * table.mixed_s(0, 300, 512, 256)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [

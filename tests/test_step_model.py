@@ -73,6 +73,23 @@ def test_logits_are_moved_for_every_decoding_sequence_and_no_prompt() -> None:
         assert float(extra) == pytest.approx(8 * 10.0 * lookup("llama-3.2-1b").vocab / CONSTANTS.kv_bytes_per_s)
 
 
+def test_steps_too_large_for_a_captured_graph_take_as_long_as_launching_them() -> None:
+    found = terms("olmoe-1b-7b", "BF16")
+    launched = msgspec.structs.replace(CONSTANTS, launch_layer_s=3e-4, launch_moe_layer_s=2e-4, graph_tokens=512)
+    least = 3e-4 * found.layers + 2e-4 * found.moe_layers
+    for d, p in ((0, 512), (100, 412), (512, 0)):
+        one, other = (step_parts(found, each, d, 100, p, 256).total_s for each in (launched, CONSTANTS))
+        assert one == other
+    fast = msgspec.structs.replace(
+        launched, weight_bytes_per_s=1e15, kv_bytes_per_s=1e15, decode_flops_per_s=1e18, prefill_flops_per_s=1e18
+    )
+    for d, p in ((1, 512), (513, 0)):
+        assert float(step_parts(found, fast, d, 100, p, 256).total_s) == pytest.approx(least)
+    slow = msgspec.structs.replace(launched, prefill_flops_per_s=1e12)
+    plain = msgspec.structs.replace(slow, launch_layer_s=0.0, launch_moe_layer_s=0.0)
+    assert step_parts(found, slow, 1, 100, 8192, 4096).total_s == step_parts(found, plain, 1, 100, 8192, 4096).total_s
+
+
 def test_layers_that_are_a_mixer_or_a_feed_forward_count_half() -> None:
     assert len(lookup("nemotron-3-nano-30b-a3b").layers) == 52
     assert terms("nemotron-3-nano-30b-a3b", "BF16").layers == 26

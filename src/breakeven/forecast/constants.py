@@ -64,6 +64,13 @@ class Constants(msgspec.Struct, frozen=True, kw_only=True):
     """Beyond `layer_s`, of a layer that routes."""
     mixer_layer_s: float = 0.0
     """Beyond `layer_s`, of a layer that mixes tokens by a state (delta nets, state spaces) or a latent (MLA)."""
+    launch_layer_s: float = 0.0
+    """Of launching a layer's kernels one by one: the least a layer takes in a step of more than `graph_tokens`."""
+    launch_moe_layer_s: float = 0.0
+    """Beyond `launch_layer_s`, of a layer that routes."""
+    graph_tokens: int = 512
+    """Tokens of the largest step whose kernels were captured in a graph and are launched together. vLLM's default
+    (`max_cudagraph_capture_size`); without launch costs it says nothing."""
     expert_s: float = 0.0
     """Of each expert that a layer touches in a step."""
     sequence_s: float = 0.0

@@ -1,7 +1,6 @@
 """One forward pass: what it reads and computes, where the weights lie, and how long it takes, vectorised.
 
-`Terms` are what a model asks of a machine in one step, reduced to the few numbers the step model multiplies. They
-depend on neither batch nor context; `step_parts` combines them with both.
+`Terms` are what a model asks of a machine in one step, whatever batch and context; `step_parts` combines them.
 
 Weights of a model larger than its device lie on the device, in host memory and on disk (`Residency`); a part that lies
 elsewhere is read at that place's rate, one after the other with the device's own reading (`residency.away_s`). Where
@@ -24,6 +23,7 @@ each on average. n = D + P tokens pass through the weights. With occupancy u (sh
         + sequence_s D + kv_row_s rows + prefill_token_s P + element_s L hidden n + logit_bytes vocab D / kv_bytes_per_s
         + max((weight bytes in host memory) / host_bytes_per_s, F_host / host_flops_per_s) + KV_host / host_bytes_per_s
         + (weight bytes on disk) / disk_bytes_per_s + handover_s (handovers)
+    n > graph_tokens: t is no less than launch_layer_s L + launch_moe_layer_s L_moe
     n >= 32: host weights cross the link instead, (their bytes) / stream_bytes_per_s, and the device multiplies
 
 The form, with u(B) = 1 - (1 - k/E)^B, is the roofline model of decode (Pope et al., arXiv 2211.05102) with uniform
@@ -167,11 +167,8 @@ def terms_of(spec: ModelSpec, format_name: str, kv_element_bytes: float = KV_ELE
             work[kind.value] = work.get(kind.value, 0.0) + tensor.params
         if tensor.group is head:
             head_bytes, head_type = head_bytes + nbytes, kind.value
-    widths = [
-        (layer.ffn.n_experts, layer.ffn.n_experts_per_token, layer.ffn.expert_width)
-        for layer in spec.layers
-        if isinstance(layer.ffn, MoeFfn)
-    ]
+    routing = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeFfn)]
+    widths = [(ffn.n_experts, ffn.n_experts_per_token, ffn.expert_width) for ffn in routing]
     experts = tuple(
         ExpertGroup(shape[0], shape[1], widths.count(shape), tuple(found.items())) for shape, found in routed.items()
     )
@@ -283,8 +280,7 @@ def step_parts(
     `where`: where the weights lie.
     """
     d, c, p, pc = (np.asarray(x, dtype=np.float64) for x in (decoding, decode_context, prefill_tokens, prefill_context))
-    shape = np.broadcast(d, c, p, pc).shape
-    zeros = np.zeros(shape)
+    zeros = np.zeros(np.broadcast(d, c, p, pc).shape)
     n = d + p
     fixed_bytes = sum(nbytes for _, nbytes in terms.fixed)
     weights_s = zeros + _read_s(terms.fixed, constants) * (1.0 - where.fixed_host - where.fixed_disk)
@@ -350,6 +346,8 @@ def step_parts(
     total = np.maximum(memory_s, compute_s) + overhead_s + cache_rows_s + away.host_s + away.disk_s + away.link_s
     if constants.overlap != 1.0:
         total = total + (1.0 - constants.overlap) * np.minimum(memory_s, compute_s)
+    if launch_s := constants.launch_layer_s * terms.layers + constants.launch_moe_layer_s * terms.moe_layers:
+        total = np.maximum(total, np.where(n > constants.graph_tokens, launch_s, 0.0))
     return Parts(
         weights_s=weights_s,
         kv_s=kv_s + cache_rows_s,

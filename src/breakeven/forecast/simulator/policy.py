@@ -167,7 +167,8 @@ class StepTable:
 
     def __init__(self, model: StepModel, sequences: int, tokens: int, context: int) -> None:
         d_D = _grid(0, sequences, 4)
-        p_P = _grid(1, tokens, 4)
+        edge = model.constants.graph_tokens if model.constants.launch_layer_s else None
+        p_P = _grid(1, tokens, 4, edge)
         self._c = _grid(_FEWEST_CONTEXT, context, 2).tolist()
         self._q = _grid(_FEWEST_CONTEXT, context, 2).tolist()
         self._n_c, self._n_p, self._n_q = len(self._c), len(p_P), len(self._q)
@@ -236,11 +237,16 @@ def _place(grid: list[float], x: float) -> tuple[int, float]:
     return i, (x - grid[i]) / (grid[i + 1] - grid[i])
 
 
-def _grid(low: int, high: int, per_octave: int) -> Floats:
-    """Whole numbers from `low` to at least `high`, `per_octave` to a doubling; at least two of them."""
+def _grid(low: int, high: int, per_octave: int, edge: int | None = None) -> Floats:
+    """Whole numbers from `low` to at least `high`, `per_octave` to a doubling; at least two of them.
+
+    `edge`: beyond it steps are of another kind, so that it and the next one are among them.
+    """
     points = [float(low)]
     while points[-1] < high or len(points) < 2:
         points.append(max(points[-1] + 1.0, float(round(points[-1] * 2.0 ** (1.0 / per_octave)))))
+    if edge is not None and low <= edge < high:
+        points = sorted({*points, float(edge), edge + 1.0})
     return np.asarray(points)
 
 
