@@ -509,7 +509,7 @@ def test_what_a_status_says() -> None:
     assert {s for s, says in told.items() if says == "answer"} == set(range(100, 300))
     assert {s for s, says in told.items() if says == "busy"} == {429, 498}
     assert {s for s, says in told.items() if says == "unable"} == {501, 505}
-    for status in (401, 402, 403, 404, 407, 408, 409, 425, *range(500, 531)):
+    for status in (401, 402, 403, 404, 407, 408, 409, 425, 426, 464, *range(500, 531)):
         assert told[status] in ELSEWHERE, status
         assert (told[status] in AGAINST) is (status not in (501, 505)), status
     for status in (400, 406, 411, 413, 415, 422, 431, 451):

@@ -51,6 +51,7 @@ STANDINGS: Mapping[int, Standing] = MappingProxyType(
         **dict.fromkeys(range(400, 500), "client"),
         **dict.fromkeys((401, 402, 403, 407), "operator"),  # credentials and the account
         **dict.fromkeys((*_NAMED, 405, 421), "operator"),  # the model, the path and the host are ours
+        **dict.fromkeys((426, 464), "operator"),  # another HTTP, or TLS, is wanted of us (464: a load balancer of AWS)
         **dict.fromkeys((408, 425), "broken"),
         424: "broken",  # text-generation-inference: generating failed
         429: "busy",
