@@ -5,6 +5,7 @@ A body may come packed (`Content-Encoding`); `Unpacker` takes it out of that pie
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Callable, Sequence
 from email.message import Message
@@ -41,6 +42,30 @@ class Request:
             if key == name:
                 return value
         return None
+
+
+LONG_NS = 10_000_000
+"""One read that took longer to deal with lets everybody else of its loop go first."""
+
+
+class Line(Protocol):
+    """A connection that is read from."""
+
+    def pause(self) -> None:
+        """Take no more bytes."""
+
+    def resume(self) -> None:
+        """Take bytes again."""
+
+
+def give_way(line: Line) -> None:
+    """Take no more of this connection until the loop has been round once.
+
+    uvloop hands on up to 32 reads of one socket in a row, so that an answer which is made to keep us busy would stop
+    all others for seconds.
+    """
+    line.pause()
+    asyncio.get_running_loop().call_soon(line.resume)
 
 
 class HeldBytes(Protocol):

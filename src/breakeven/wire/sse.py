@@ -41,6 +41,8 @@ def fields_of(raw: bytes) -> tuple[bytes | None, bytes]:
             return raw[6:-2], b""
         if raw.endswith(b"\r\n\r\n") and raw.find(b"\r") == len(raw) - 4 and raw.find(b"\n") == len(raw) - 3:
             return raw[6:-4], b""
+    if raw.startswith(b":") and raw.find(b"\n") >= len(raw) - 2 and b"\r" not in raw:
+        return None, b""  # a comment
     data: list[bytes] = []
     name, failure = b"", None
     for line in _plain(raw).split(b"\n"):

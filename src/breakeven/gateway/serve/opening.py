@@ -90,7 +90,7 @@ class Opening:
             at_once = len(self._parts) == 1 and self._size == self._length
             return "" if self._size <= SHORT_BYTES or at_once or self._whole else "content"
         for raw in cutter.feed(data):
-            if first := self._event(*fields_of(raw)):
+            if not raw.isspace() and (first := self._event(*fields_of(raw))):
                 return first
         return "content" if self._size > MOST_HELD else ""
 

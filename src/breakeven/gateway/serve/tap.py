@@ -133,6 +133,8 @@ class StreamTap:
         """Read an event; False for the one that only we asked for."""
         if self._as_alike and self._are_alike(event):
             return True
+        if event.isspace():
+            return True
         data, name = fields_of(event)
         if name == b"error":
             self.error = self.error or data or b"error"
