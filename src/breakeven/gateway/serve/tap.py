@@ -56,7 +56,7 @@ class StreamTap:
     """
 
     __slots__ = (
-        "_apart", "_as_alike", "_choices", "_cutter", "_drop", "_frame", "_half_dropped", "_lines", "_long",
+        "_apart", "_as_alike", "_choices", "_cutter", "_drop", "_frame", "_half_dropped", "_idle", "_lines", "_long",
         "_long_counts", "_longs", "_mark", "_marked", "_start", "_text", "_told_events", "_told_text", "counted",
         "error", "events", "finish", "half",
     )  # fmt: skip
@@ -79,6 +79,8 @@ class StreamTap:
         self._as_alike = self._apart = self._frame = self._lines = 0
         self._start = self._mark = b""
         self._marked = False
+        self._idle = b""
+        """The last event that said nothing: some backends repeat one by the thousand."""
 
     @property
     def output_tokens(self) -> int:
@@ -133,13 +135,14 @@ class StreamTap:
         """Read an event; False for the one that only we asked for."""
         if self._as_alike and self._are_alike(event):
             return True
-        if event.isspace():
+        if event == self._idle or event.isspace():
             return True
         data, name = fields_of(event)
         if name == b"error":
             self.error = self.error or data or b"error"
             return True
         if data is None or data.strip() == b"[DONE]" or is_ping(data, name):
+            self._idle = event
             return True
         try:
             found = _decode(data)
@@ -160,8 +163,11 @@ class StreamTap:
         elif kind == "error":
             self.error = self.error or data
         self.finish = self.finish or finish_of(found)
-        if self.counted.add(usage_of(found)):
+        usage = usage_of(found)
+        if self.counted.add(usage):
             self._told_events, self._told_text = self.events, self._text
+        elif kind == "empty" and usage is None:
+            self._idle = event
         return not (self._drop and isinstance(found.usage, dict) and not found.choices and not found.error)
 
     def _are_alike(self, data: bytes) -> bool:
