@@ -141,15 +141,16 @@ def output_tokens(part: Part, span: tuple[float, float]) -> float:
 
 
 def _ended(part: Part, span: tuple[float, float]) -> int:
+    """Answers that ended in a span, its end included: of a closed loop it is the very moment at which one ended."""
     requests = part.run.requests
-    within = (requests.done_N >= span[0]) & (requests.done_N < span[1])
+    within = (requests.done_N > span[0]) & (requests.done_N <= span[1])
     return int(np.count_nonzero(requests.answered & (requests.warm_N == 0) & within))
 
 
 def _prompt_tokens(part: Part, span: tuple[float, float]) -> int:
     """Prompt tokens of the requests whose first token arrived in the span: by then the prompt had been processed."""
     requests = part.run.requests
-    within = (requests.first_N >= span[0]) & (requests.first_N < span[1]) & (requests.warm_N == 0)
+    within = (requests.first_N > span[0]) & (requests.first_N <= span[1]) & (requests.warm_N == 0)
     return int(requests.prompt_N[within].sum(dtype=np.int64))
 
 
