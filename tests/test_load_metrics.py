@@ -139,8 +139,10 @@ def test_a_closed_loop_asks_again_at_the_very_moment_of_an_answer(n: int, stream
         for k in range(streams)
     ]
     workload = Workload(arrivals=Arrivals(process="closed", concurrency=streams))
-    point = one(run(rows, to_s=0.5 * (n - 1), workload=workload))
+    point = one(run(rows, to_s=0.5 * (n - 1), workload=workload), Slo(ttft_s=1.0))
     assert point.requests_per_s == pytest.approx(2 * streams)
+    assert point.goodput_per_s == pytest.approx(2 * streams)
+    assert (point.good and point.good.hits) == n * streams
     assert point.output_tokens_per_s == pytest.approx(10 * streams)
 
 
