@@ -28,8 +28,8 @@ from breakeven.gateway.serve.usage import (
     tokens_of,
     usage_of,
 )
-from breakeven.wire.meaning import StreamEvent, event_kind, is_ping, kind_of, mended, thinks
-from breakeven.wire.sse import SseCutter, fields_of
+from breakeven.wire.meaning import StreamEvent, event_kind, is_ping, kind_of, thinks
+from breakeven.wire.sse import SseCutter, fields_of, mended
 
 _MOST_HELD = 64 * 1024
 """Of an event that has not ended; longer ones pass as they come. None that tells nothing but the usage is as long."""

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from breakeven.wire.meaning import error_text, is_ping, mended
-from breakeven.wire.sse import MAX_EVENT_BYTES, SseParser
+from breakeven.wire.meaning import error_text, is_ping
+from breakeven.wire.sse import MAX_EVENT_BYTES, SseParser, mended
 
 Json = dict[str, Any]
 """An object of JSON, taken apart."""
