@@ -422,6 +422,86 @@ class TestParts:
         config = {"model_type": "any_omni", "thinker_config": {"text_config": {**PLAIN, "model_type": "qwen3"}}}
         assert read(config).layers == read(PLAIN, model_type="qwen3").layers
 
+    def test_what_stands_outside_it_is_of_towers(self) -> None:
+        outside = {
+            "model_type": "granite_speech",
+            "window_size": 15,
+            "sliding_window": 7,
+            "num_nextn_predict_layers": 2,
+        }
+        inner = {**PLAIN, "model_type": "granite", "max_position_embeddings": None}
+        spec = read({**outside, "text_config": inner}, max_position_embeddings=4096)
+        assert kinds(spec) == "ffff"
+        assert (spec.mtp, spec.context) == (None, 4096)
+        # A part that does not say how many layers it has is no whole description, and what is outside belongs to it.
+        assert kinds(read(PLAIN, text_config={"model_type": "mistral", "sliding_window": 15})) == "ssss"
+
+
+class TestNewest:
+    """Classes of the second half of 2026, whose counts were held against transformers 5.24 on the meta device."""
+
+    def test_gates_and_norms_that_no_key_tells(self) -> None:
+        changes = {"layer_types": ["sliding_attention"] * 3 + ["full_attention"], "sliding_window": 64}
+        spec = read(PLAIN, model_type="beam", mlp_layer_types=["dense"] + ["sparse"] * 3, **EXPERTS, **changes)
+        assert spec.assumed == ()
+        assert {(a.output_gate, a.qk_norm) for a in mixers(spec)} == {(OutputGate.FULL, QkNorm.HEAD)}
+        assert {layer.norms for layer in spec.layers} == {Norms.AROUND}
+        assert routes(spec) == "DEEE"
+
+    def test_experts_on_a_narrower_state(self) -> None:
+        spec = read(PLAIN, model_type="muse_spark_text", moe_hidden_size=32, **EXPERTS)
+        assert [layer.ffn.latent_width for layer in spec.layers if isinstance(layer.ffn, MoeFfn)] == [32] * 4
+        with pytest.raises(UserError, match="`moe_hidden_size` is not known"):
+            read(NEW, moe_hidden_size=32, **EXPERTS)
+
+    def test_layers_that_cache_their_own_and_layers_that_do_not(self) -> None:
+        latent = {
+            **{"kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16},
+            **{"index_topk": 64, "index_n_heads": 2, "index_head_dim": 16, "layer_types": ["indexed_attention"] * 4},
+        }
+        spec = read(PLAIN, model_type="mistral_large4_text", kv_source_layers=[0, 1, 2, 3], **latent, **EXPERTS)
+        assert [a.q_lora_rank for a in mixers(spec)] == [None] * 4
+        assert all(a.indexer is not None for a in mixers(spec))
+        with pytest.raises(UserError, match="`kv_source_layers` is not known"):
+            read(PLAIN, model_type="mistral_large4_text", kv_source_layers=[0, 0, 2, 2], **latent, **EXPERTS)
+
+    def test_small_parts_that_are_left_out_are_named(self) -> None:
+        inner = {
+            **{key: value for key, value in PLAIN.items() if key not in ("model_type", "max_position_embeddings")},
+            **{"model_max_length": 4096, "local_layer_ids": [0, 1, 3], "sliding_window_size": 64, "d_rel": 4},
+            **{"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_head_dim": 16, "rel_extent": 8},
+            **{"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 2, "dense_mlp_idx": 1},
+            **{"dense_intermediate_size": 192, "use_sconv": True, "sconv_kernel_size": 4, "unpadded_vocab_size": 300},
+        }
+        spec = read({"model_type": "inkling_mm_model", "text_config": inner})
+        assert spec.assumed == ("d_rel",)
+        assert (kinds(spec), routes(spec)) == ("ssfs", "DEEE")
+        assert [a.kv_heads for a in mixers(spec)] == [4, 4, 2, 4]
+        assert [layer.ffn.width for layer in spec.layers if isinstance(layer.ffn, DenseFfn)] == [192]
+        assert {(f.expert_width, f.shared_width) for layer in spec.layers if isinstance(f := layer.ffn, MoeFfn)} == {
+            (96, 192)
+        }
+        listed = {**inner, "layer_types": ["hybrid_sliding", "hybrid_sliding", "hybrid", "hybrid_sliding"]}
+        assert read({"model_type": "inkling_mm_model", "text_config": listed}).layers == spec.layers
+
+    @pytest.mark.parametrize(("model_type", "words", "block"), [
+        ("step3p7", None, DenseFfn), ("step3p7", ["sparse", "sparse"], MoeFfn),
+        ("mimo_v2", None, DenseFfn), ("glm4_moe", None, MoeFfn), ("glm4_moe", ["dense", "dense"], DenseFfn),
+    ])  # fmt: skip
+    def test_drafting_blocks_route_or_not(self, model_type: str, words: list[str] | None, block: type[object]) -> None:
+        said = {} if words is None else {"mtp_mlp_layer_types": words}
+        spec = read(
+            PLAIN, model_type=model_type, sliding_window=64, num_nextn_predict_layers=2, first_k_dense_replace=1,
+            **EXPERTS, **said,
+        )  # fmt: skip
+        assert spec.mtp is not None
+        assert [type(each.ffn) for each in spec.mtp.layers] == [block, block]
+
+    @pytest.mark.parametrize("model_type", ["diffusion_gemma", "llada", "sdar_moe"])
+    def test_what_writes_many_tokens_at_once_is_refused(self, model_type: str) -> None:
+        with pytest.raises(UserError, match=f"model_type '{model_type}' is not read: it writes by diffusion"):
+            read(PLAIN, model_type=model_type)
+
 
 class TestUnknownKeys:
     """What nobody used is named, when it could change a tensor."""

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from breakeven.gateway.serve.account import tpot_of
+from breakeven.gateway.serve.opening import Opening
 from breakeven.gateway.serve.tap import StreamTap, WholeTap, tap_for
 from breakeven.gateway.serve.usage import Counted, UsageScan
 from breakeven.wire.sse import BOM
@@ -387,3 +388,24 @@ def test_what_a_usage_says_of_thoughts(usage: dict[str, object], output: int | N
     counted = Counted()
     counted.add(usage)
     assert (counted.output_tokens, counted.thoughts) == (output, thoughts)
+
+
+def test_events_that_say_nothing_are_no_output_however_many_and_hide_nothing() -> None:
+    idle = [
+        b"data: {}\n\n",
+        b": wait\n\n",
+        b"\n\n",
+        b'data: {"choices":[{"index":0,"delta":{"role":"assistant"}}]}\n\n',
+    ]
+    said = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}\n\n'
+    end = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+    for quiet in idle:
+        tap = tap_for("/v1/chat/completions", b"identity", streams=True, drop_usage=True)
+        given = quiet * 1000 + said + quiet * 1000 + said + end + usage + quiet * 3 + b"data: [DONE]\n\n"
+        got = b"".join(tap.feed(given[i : i + 997]) for i in range(0, len(given), 997)) + tap.rest()
+        assert got == given.replace(usage, b"")
+        assert (tap.events, tap.finish, tap.counted.prompt_tokens, tap.output_tokens) == (2, "stop", 3, 2)
+        opening = Opening({}, streams=True)
+        assert opening.feed(quiet * 1000) == ""
+        assert opening.feed(quiet * 1000 + said) == "content"

@@ -297,6 +297,24 @@ def test_a_directory_with_one_model_means_that_model(tmp_path: Path) -> None:
         resolve_spec(str(tmp_path))
 
 
+def test_a_directory_is_searched_as_downloads_fill_it(tmp_path: Path) -> None:
+    blobs, folder = tmp_path / "blobs", tmp_path / "snapshots" / "abc" / "Q8_0"
+    other = tmp_path / "snapshots" / "def" / "Q8_0"
+    for each in (blobs, folder, other):
+        each.mkdir(parents=True)
+    _plain(blobs / "0c1d")
+    (folder / "tiny-Q8_0.gguf").symlink_to("../../../blobs/0c1d")
+    for given in (folder, folder.parent, folder.parents[1], tmp_path):
+        assert parse_source(str(given)).path == folder / "tiny-Q8_0.gguf"
+    # The same blob in a second revision is the same model; a projector of any name is none.
+    (other / "tiny-Q8_0.gguf").symlink_to("../../../blobs/0c1d")
+    write_sparse(folder / "sees-F16.gguf", {"general.architecture": "clip"}, [])
+    assert resolve_spec(str(tmp_path)).name == "tiny-Q8_0"
+    _plain(other / "another.gguf")
+    with pytest.raises(UserError, match="holds 2 models"):
+        resolve_spec(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("keys", "told"),
     [

@@ -508,6 +508,15 @@ def test_names_of_other_families() -> None:
     assert _kept(lookup("mixtral-8x7b"), "model.layers.1.block_sparse_moe.experts.0.w2") == {
         "blk.1.ffn_down_exps.weight"
     }
+    # Gemma 4's experts stand beside its `mlp`, which is dense (nvidia/Gemma-4-26B-A4B-NVFP4 leaves only that as it is).
+    gemma = lookup("gemma-4-26b-a4b")
+    assert _kept(gemma, "model.language_model.layers.0.mlp*") == {
+        f"blk.0.ffn_{p}.weight" for p in ("gate", "up", "down")
+    }
+    assert {n.split(".")[2] for n in _kept(gemma, "model.language_model.layers.0.experts*")} == {
+        n.split(".")[2] for n in _kept(gemma, "layers.0.moe.experts.0.gate_proj", "layers.0.experts.7", "*.experts.*")
+    }
+    assert _kept(gemma, "model.language_model.layers.0.experts*")
     drafting = replace(deepseek, mtp=Mtp((deepseek.layers[-1],)))
     assert all(n.startswith("blk.61.") for n in _kept(drafting, "model.layers.61"))
     assert len(_kept(drafting, "model.layers.61")) == len(_kept(drafting, "mtp.*")) > 5

@@ -70,7 +70,7 @@ def test_a_run_of_equal_requests() -> None:
     assert percentile(point, "itl_s", 90) == pytest.approx(0.02, rel=GAP_ERROR)
     times = [t - ZERO for row in rows for t in row.chunk_ns]
     assert point.output_tokens_per_s == pytest.approx(sum(0.5 * S <= t <= 10 * S for t in times) / 9.5, rel=0.01)
-    assert point.requests_per_s == pytest.approx(sum(0.5 * S <= row.done_ns - ZERO < 10 * S for row in rows) / 9.5)
+    assert point.requests_per_s == pytest.approx(sum(0.5 * S < row.done_ns - ZERO <= 10 * S for row in rows) / 9.5)
     assert point.input_tokens_per_s == pytest.approx(1000, rel=0.02)
     assert (point.good and point.good.hits, point.goodput_per_s) == (95, pytest.approx(10))
     assert point.in_flight_max == 3
@@ -127,6 +127,23 @@ def test_throughput_is_what_was_served_whatever_was_asked() -> None:
     assert not point.steady.found
     assert "requests in flight" in point.steady.reason
     assert point.in_flight_mean == pytest.approx(50, rel=0.05)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 40])
+@pytest.mark.parametrize("streams", [1, 2])
+def test_a_closed_loop_asks_again_at_the_very_moment_of_an_answer(n: int, streams: int) -> None:
+    # Answers take 0.5 s and come in one piece, so that the last request is due when the one before it ends.
+    rows = [
+        request(i * streams + k, due_s=0.5 * i, ttft_s=0.5, tpot_s=0.0, tokens=5)
+        for i in range(n)
+        for k in range(streams)
+    ]
+    workload = Workload(arrivals=Arrivals(process="closed", concurrency=streams))
+    point = one(run(rows, to_s=0.5 * (n - 1), workload=workload), Slo(ttft_s=1.0))
+    assert point.requests_per_s == pytest.approx(2 * streams)
+    assert point.goodput_per_s == pytest.approx(2 * streams)
+    assert (point.good and point.good.hits) == n * streams
+    assert point.output_tokens_per_s == pytest.approx(10 * streams)
 
 
 def test_all_at_once_is_measured_to_the_last_answer() -> None:
@@ -289,7 +306,7 @@ def test_an_answer_that_was_not_streamed_is_there_when_it_is_over() -> None:
     assert latency(point, "e2e_s").mean.value == pytest.approx(0.3)  # type: ignore[union-attr]
     assert point.good is not None
     assert point.good.hits == 0
-    assert point.output_tokens_per_s == pytest.approx(sum(row.done_ns < 4.5 * S for row in rows) * 11 / 4.5)
+    assert point.output_tokens_per_s == pytest.approx(sum(row.done_ns <= 4.5 * S for row in rows) * 11 / 4.5)
 
 
 def test_each_term_of_an_slo() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 
 import msgspec
@@ -22,7 +23,7 @@ from breakeven.wire.meaning import (
     standing,
 )
 from breakeven.wire.reply import BrokenStreamError, Reply
-from breakeven.wire.sse import BOM, SseCutter, SseParser, fields_of, split_events
+from breakeven.wire.sse import BOM, SseCutter, SseParser, fields_of, mended, split_events
 
 _bits = st.sampled_from(
     [b"data: ", b"data:", b"data", b"event: x", b"\n", b"\n\n", b"\r\n", b"\r", b"{}", b"[DONE]", b": note", b" ",
@@ -512,7 +513,7 @@ def test_what_a_status_says() -> None:
     assert {s for s, says in told.items() if says == "answer"} == set(range(100, 300))
     assert {s for s, says in told.items() if says == "busy"} == {429, 498}
     assert {s for s, says in told.items() if says == "unable"} == {501, 505}
-    for status in (401, 402, 403, 404, 407, 408, 409, 425, *range(500, 531)):
+    for status in (401, 402, 403, 404, 407, 408, 409, 425, 426, 464, *range(500, 531)):
         assert told[status] in ELSEWHERE, status
         assert (told[status] in AGAINST) is (status not in (501, 505)), status
     for status in (400, 406, 411, 413, 415, 422, 431, 451):
@@ -589,3 +590,41 @@ def test_no_bytes_make_it_fall_over(junk: bytes) -> None:
     for take in (lambda reply: reply.feed(junk, 1), lambda reply: reply.take_whole(junk, 1)):
         with contextlib.suppress(BrokenStreamError):
             take(Reply())
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (b'"\\ud83d"', "\ufffd"),
+        (b'"\\ude00x"', "\ufffdx"),
+        (b'"\\ud83d\\ude00"', "\U0001f600"),
+        (b'"\\ud83d\\ud83d\\ude00"', "\ufffd\U0001f600"),
+        (b'"\\\\ud83d"', "\\ud83d"),
+        (b'"a NaN and \\" -Infinity"', 'a NaN and " -Infinity'),
+        (b'"\xff"', "\ufffd"),
+        (b"[NaN, -Infinity, Infinity, 1]", [None, None, None, 1]),
+        (b'{"NaN":NaN}', {"NaN": None}),
+    ],
+)
+def test_what_servers_write_that_is_no_json_is_mended(sent: bytes, read: object) -> None:
+    assert msgspec.json.decode(mended(sent)) == read
+
+
+@pytest.mark.parametrize("odd", [b'"\\ud83d"', b'"a","logprobs":NaN'])
+def test_an_event_with_half_a_character_or_no_number_is_output(odd: bytes) -> None:
+    reply = Reply()
+    reply.feed(b'data: {"choices":[{"index":0,"delta":{"content":%b}}]}\n\n' % odd * 3, 1)
+    reply.feed(event(choices=[{"delta": {}, "finish_reason": "stop"}]) + b"data: [DONE]\n\n", 2)
+    reply.end()
+    assert len(reply.chunk_ns) == 3
+    assert "odd_event" in reply.anomalies(3, several_usages_expected=False)
+
+
+@given(st.text(max_size=30), st.booleans())
+def test_mending_changes_no_json(text: str, ascii_only: bool) -> None:
+    sent = json.dumps({"a": text, "b": [1, None]}, ensure_ascii=ascii_only).encode(errors="replace")
+    try:
+        read = msgspec.json.decode(sent)
+    except msgspec.DecodeError:
+        return
+    assert msgspec.json.decode(mended(sent)) == read

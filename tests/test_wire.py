@@ -11,6 +11,7 @@ from operator import le
 from pathlib import Path
 
 import pytest
+from gateway_upstream_fixtures import PATIENT
 from golden_server import Script, golden_server
 from wire_fixtures import DONE, backend_of, call_of, on_both_loops, pool_of, raw_server, send
 
@@ -18,7 +19,9 @@ from breakeven.engines.backend import Backend
 from breakeven.errors import UserError
 from breakeven.measure.events import RequestDone
 from breakeven.measure.pool import Pool, Recording
+from breakeven.wire.client import HttpClient
 from breakeven.wire.connection import ClientConnection, Exchange
+from breakeven.wire.message import LONG_NS, Headers, Trouble
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
@@ -226,3 +229,50 @@ async def test_nothing_is_left_behind_while_the_collector_rests(pid: int | None)
                 gc.enable()
     assert held == most[0]
     assert connections <= most[1]
+
+
+@on_both_loops
+async def test_answers_that_keep_us_busy_let_others_go_first() -> None:
+    loop = asyncio.get_running_loop()
+    turn, turns, left = 0, list[int](), 3
+    over: asyncio.Future[str] = loop.create_future()
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        if not over.done():
+            loop.call_soon(count)
+
+    class Slow:
+        first = True
+
+        def on_head(self, status: int, headers: Headers) -> None:
+            pass
+
+        def on_body(self, data: bytes) -> None:
+            if not self.first:  # nobody knows yet what it will take
+                turns.append(turn)
+            self.first = False
+            begun_ns = time.monotonic_ns()
+            while time.monotonic_ns() - begun_ns <= LONG_NS:
+                pass
+
+        def on_end(self) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                over.set_result("end")
+
+        def on_trouble(self, trouble: Trouble, detail: str) -> None:
+            over.set_result(f"{trouble}: {detail}")
+
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (8 << 20) + b"x" * (8 << 20)
+    async with raw_server(answer, answer, answer, then="wait") as url:
+        client = HttpClient(url, timeouts=PATIENT)
+        loop.call_soon(count)
+        for _ in range(3):
+            client.send("/", (), b"", Slow())
+        assert await over == "end"
+        await client.close()
+    assert len(turns) > 30
+    assert len(set(turns)) == len(turns)

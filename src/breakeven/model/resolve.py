@@ -9,9 +9,10 @@ import errno
 import json
 import os
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from breakeven.errors import UserError, expanded
+from breakeven.errors import NotSupportedError, UserError, expanded
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.catalogue import find, lookup
 from breakeven.model.formats.named import format_named
@@ -21,6 +22,8 @@ from breakeven.model.readers.bounded import shown
 _GIVE = "give a .gguf file, a directory with config.json, or a model's name"
 _MOST_MANIFEST_BYTES = 1 << 20
 _LONGEST_PATH = 4000
+_MOST_FOLDERS, _MOST_FILES = 3, 10_000
+"""How deep below a directory a model is looked for: a hub's cache keeps it in snapshots/REVISION/FORMAT."""
 
 
 def resolve_spec(text: str, assume: bool | None = None) -> ModelSpec:
@@ -134,7 +137,8 @@ _SUFFIXES = (".gguf", ".yaml", ".yml", ".json", ".bin")
 def weight_file(text: str) -> Path | None:
     """The GGUF that `text` means, to be given to an engine: of a split one the first part; None when it means none.
 
-    A file by its first bytes, the model of an Ollama manifest, or the only GGUF in a directory without config.json.
+    A file by its first bytes, the model of an Ollama manifest, or the only GGUF in a directory without config.json and
+    in the folders below it.
     Raises UserError for a `.gguf` that is missing or something else, for a directory with several, and for what may not
     be read.
     """
@@ -175,14 +179,42 @@ def _begin(path: Path) -> bytes:
 
 
 def _only_gguf(directory: Path) -> Path | None:
+    """The one model that a directory holds as GGUF, itself or in the folders that downloads make."""
     from breakeven.model.readers.gguf_file import first_part
 
-    files = sorted(p for p in directory.iterdir() if p.suffix.lower() == ".gguf")
-    found = [p for p in files if "mmproj" not in p.name and first_part(p) == p]
+    found = [p for p in _ggufs(directory) if "mmproj" not in p.name and first_part(p) == p]
+    # One file under two names, as a hub's cache has it, is one model.
+    found = list({p.resolve(): p for p in reversed(found)}.values())[::-1]
+    if len(found) > 1:
+        found = [p for p in found if not _is_no_model(p)] or found
     if len(found) > 1:
         names = ", ".join(p.name for p in found[:4]) + (" ..." if len(found) > 4 else "")
         raise UserError(f"{directory}: holds {len(found)} models ({names}); give one of the files")
     return found[0] if found else None
+
+
+def _ggufs(directory: Path) -> list[Path]:
+    for depth in range(_MOST_FOLDERS + 1):
+        under = sorted(islice(directory.glob("/".join(("*",) * (depth + 1))), _MOST_FILES))
+        if found := [p for p in under if p.suffix.lower() == ".gguf"]:
+            return found
+        if any(p.name == "config.json" for p in under):
+            return []
+    return []
+
+
+def _is_no_model(path: Path) -> bool:
+    """Whether a GGUF says of itself that it is something beside a model, such as a projector."""
+    from breakeven.model.readers.gguf_file import refuse_others
+    from breakeven.model.readers.gguf_header import read_header
+
+    try:
+        refuse_others(read_header(path))
+    except NotSupportedError:
+        return True
+    except UserError:
+        pass
+    return False
 
 
 def _of_manifest(path: Path) -> Path | None:

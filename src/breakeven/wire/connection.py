@@ -15,17 +15,16 @@ from typing import Protocol, cast
 import httptools
 
 from breakeven.hardware.system import readiness
-from breakeven.wire.message import Headers, Sink, Trouble
+from breakeven.wire.message import LONG_NS, Headers, Sink, Trouble, give_way
 
 HEADER_BYTES = 64 * 2**10
 """Most bytes of an answer's head, interim answers included, and of what comes after it and is nobody's body."""
 _MOST_HEADERS, _PER_BYTE = 256, 64
 """`_PER_BYTE`: on the wire for one of a chunked body: the size, line ends and extension of the smallest piece."""
-_STALE_S = 1.0
-"""A kept connection that closes without a byte within this time of a request was closed before it was read."""
+_STALE_S, _S = 1.0, 1_000_000_000
+"""A kept connection that closes without a byte so soon after a request was closed before it was read."""
 _JOINED_BYTES = 64 * 2**10
 """Up to here one write of head and body is cheaper than two; beyond, copying the body costs more."""
-_S = 1_000_000_000
 
 
 class Owner(Protocol):
@@ -59,8 +58,8 @@ class Owner(Protocol):
 class Exchange:
     """One request under way. Ends once: by `end`, `trouble` or `cancel`, whichever is first; then its sink is let go.
 
-    `sent_ns` 0: not sent yet. `heard_ns`: when it last moved on: issued, sent, or bytes came. `sent_twice`: its first
-    connection was just being closed. `failure`: what broke its connection. `by_close`: its answer had no other end.
+    `sent_ns` 0: not sent yet. `heard_ns`: when it last moved on (issued, sent, bytes came). `sent_twice`: its first
+    connection was just being closed. `failure`: what broke it. `by_close`: its answer had no other end.
     """
 
     __slots__ = (
@@ -71,8 +70,7 @@ class Exchange:
 
     def __init__(self, client: Owner, head: bytes, body: bytes, sink: Sink | None, now_ns: int) -> None:
         self.client, self.head, self.body, self.sink = client, head, body, sink
-        self.issued_ns = self.heard_ns = now_ns
-        self.sent_ns = 0
+        self.issued_ns, self.heard_ns, self.sent_ns = now_ns, now_ns, 0
         self.first_byte_ns, self.idle_ns, self.total_ns = client.first_byte_ns, client.idle_ns, client.total_ns
         self.limit_bytes = client.response_bytes
         self.connection: ClientConnection | None = None
@@ -244,8 +242,9 @@ class ClientConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Take bytes again."""
-        if self._transport is not None and not self._transport.is_closing():
+        """Take bytes again, unless its exchange is paused."""
+        wanted = self.exchange is None or not self.exchange.paused
+        if wanted and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     # Called by the event loop.
@@ -287,6 +286,8 @@ class ClientConnection(asyncio.Protocol):
             exchange.sink.on_body(body)  # type: ignore[union-attr]
             if exchange.over:
                 return
+            if time.monotonic_ns() - now_ns > LONG_NS:
+                give_way(self)
         if self._complete:
             exchange.end(keep=self._keep and not self._odd)
         elif self._odd:

@@ -24,7 +24,7 @@ import msgspec
 
 from breakeven.errors import printable
 from breakeven.wire.message import Headers
-from breakeven.wire.sse import fields_of
+from breakeven.wire.sse import fields_of, mended
 
 Standing = Literal["answer", "client", "unable", "busy", "operator", "broken"]
 """What a status says of whom.
@@ -50,7 +50,7 @@ STANDINGS: Mapping[int, Standing] = MappingProxyType(
         **dict.fromkeys(range(300, 400), "operator"),  # an address that has moved
         **dict.fromkeys(range(400, 500), "client"),
         **dict.fromkeys((401, 402, 403, 407), "operator"),  # credentials and the account
-        **dict.fromkeys((*_NAMED, 405, 421), "operator"),  # the model, the path and the host are ours
+        **dict.fromkeys((*_NAMED, 405, 421, 426, 464), "operator"),  # the model, path, host and HTTP are ours
         **dict.fromkeys((408, 425), "broken"),
         424: "broken",  # text-generation-inference: generating failed
         429: "busy",
@@ -182,11 +182,6 @@ def raw_kind(raw: bytes) -> Kind:
 def is_ping(data: bytes, name: bytes = b"") -> bool:
     """Whether the event only keeps the connection alive."""
     return name in _PING_NAMES or (len(data) < 16 and data.strip() in _PINGS)
-
-
-def mended(data: bytes) -> bytes:
-    """As the grammar decodes it: what is no UTF-8 becomes U+FFFD."""
-    return data.decode(errors="replace").encode()
 
 
 def kind_of(event: StreamEvent) -> Kind:

@@ -5,12 +5,14 @@ A body may come packed (`Content-Encoding`); `Unpacker` takes it out of that pie
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Callable, Sequence
 from email.message import Message
 from email.utils import collapse_rfc2231_value
 from importlib import import_module
 from typing import Any, Literal, Protocol
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -41,6 +43,45 @@ class Request:
             if key == name:
                 return value
         return None
+
+
+LONG_NS = 2_000_000
+"""One read that took longer to deal with lets everybody else of its loop go first."""
+
+
+class Line(Protocol):
+    """A connection that is read from."""
+
+    def pause(self) -> None:
+        """Take no more bytes."""
+
+    def resume(self) -> None:
+        """Take bytes again."""
+
+
+_in_line: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Line, None]] = WeakKeyDictionary()
+
+
+def give_way(line: Line) -> None:
+    """Take no more of this connection until the loop has been round once, and of all such ones, of one in each round.
+
+    uvloop hands on up to 32 reads of one socket in a row, and of every socket in a round, so that answers which are
+    made to keep us busy would stop all others for seconds.
+    """
+    loop = asyncio.get_running_loop()
+    line.pause()
+    waiting = _in_line.setdefault(loop, {})
+    if not waiting:
+        loop.call_soon(_next, loop, waiting)
+    waiting[line] = None
+
+
+def _next(loop: asyncio.AbstractEventLoop, waiting: dict[Line, None]) -> None:
+    line = next(iter(waiting))
+    del waiting[line]
+    if waiting:
+        loop.call_soon(_next, loop, waiting)
+    line.resume()
 
 
 class HeldBytes(Protocol):

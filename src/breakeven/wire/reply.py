@@ -11,8 +11,8 @@ from typing import Annotated, Any, NoReturn
 
 import msgspec
 
-from breakeven.wire.meaning import StreamEvent, body_kind, error_text, is_ping, kind_of, mended, thinks
-from breakeven.wire.sse import SseParser, data_of
+from breakeven.wire.meaning import StreamEvent, body_kind, error_text, is_ping, kind_of, thinks
+from breakeven.wire.sse import SseParser, data_of, mended
 
 _MOST_TOKENS = 10**9
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=_MOST_TOKENS)]
@@ -347,7 +347,7 @@ class Reply:
                 return
             try:
                 chunk = _decode(mended(data))
-                self.note("bad_utf8")
+                self.note("odd_event" if data.decode(errors="ignore").encode() == data else "bad_utf8")
             except _UNREADABLE:
                 if (loose := _loosely(data)) is None:
                     raise BrokenStreamError(f"not a piece of a completion: {_shown(data)}") from error

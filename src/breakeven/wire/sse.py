@@ -22,6 +22,10 @@ DONE = b"data: [DONE]\n\n"
 BOM = b"\xef\xbb\xbf"
 _BLANK = re.compile(rb"\n\n|[\n\r]\r\n?")
 """A line's end and the empty line after it, however the two are written. The LF of a CRLF may come later."""
+_ODD = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b', re.DOTALL)
+"""A text, or a number that JSON does not have."""
+_ESCAPES = re.compile(rb"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)")
+"""An escaped backslash, a whole pair, and half of one."""
 _NAMELESS: tuple[bytes, ...] = ()
 
 
@@ -41,6 +45,8 @@ def fields_of(raw: bytes) -> tuple[bytes | None, bytes]:
             return raw[6:-2], b""
         if raw.endswith(b"\r\n\r\n") and raw.find(b"\r") == len(raw) - 4 and raw.find(b"\n") == len(raw) - 3:
             return raw[6:-4], b""
+    if raw.startswith(b":") and raw.find(b"\n") >= len(raw) - 2 and b"\r" not in raw:
+        return None, b""  # a comment
     data: list[bytes] = []
     name, failure = b"", None
     for line in _plain(raw).split(b"\n"):
@@ -54,6 +60,24 @@ def fields_of(raw: bytes) -> tuple[bytes | None, bytes]:
     if data:
         return b"\n".join(data), name
     return (None, name) if failure is None else (failure, b"error")
+
+
+def mended(data: bytes) -> bytes:
+    """JSON as servers write it and no reader of ours takes it, in words that are.
+
+    As the grammar decodes it, so that what is no UTF-8 becomes U+FFFD; so does half of a pair of escapes, which servers
+    that cut texts by UTF-16 send of a character that comes in two pieces; and a number that is none becomes null.
+    """
+    text = data.decode(errors="replace").encode()
+    if b"\\u" not in text and b"N" not in text and b"Infinity" not in text:
+        return text
+    return _ODD.sub(lambda found: _plainly(found[0]), text)
+
+
+def _plainly(text: bytes) -> bytes:
+    if not text.startswith(b'"'):
+        return b"null"
+    return _ESCAPES.sub(lambda found: b"\\ufffd" if found[1] else found[0], text) if b"\\u" in text else text
 
 
 def data_of(raw: bytes) -> bytes | None:

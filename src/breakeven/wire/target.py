@@ -71,8 +71,9 @@ client to go round the gateway. So would CORS: a backend that lets every page re
 read the gateway's. A challenge (`www-authenticate`) asks for the operator's key, not the client's, whose account there
 is the operator's too; a request's id is ours to give; and `x-accel-redirect` and its like have a proxy in front of the
 gateway send its own files. `content-length` stays: the edge may keep it."""
-_NOT_THEIRS = (b"access-control-", b"x-breakeven-")
-"""Names that begin so: who may read answers here, and what was decided here, is not a backend's to say."""
+_NOT_THEIRS = (b"access-control-", b"x-breakeven-", b"x-breakeven_")
+"""Names that begin so: who may read answers here, and what was decided here, is not a backend's to say. Some servers
+read an underscore as a hyphen."""
 
 _HARMLESS = (b"close", b"keep-alive")
 

@@ -111,11 +111,18 @@ def _parts(value: object, right: str) -> tuple[str, SplitResult]:
     return value, parts
 
 
+_ENDPOINTS = ("/chat/completions", "/completions", "/responses", "/messages", "/embeddings")
+"""What is put behind a base URL for each request: one that has it already would be asked at an address that is none."""
+
+
 def _url(value: object) -> object:
     text, parts = _parts(value, A_URL)
     if parts.query or parts.fragment:
         _hidden("a URL without what follows its path; parameters go into query, a key into its variable")
-    return text.rstrip("/")
+    text = text.rstrip("/")
+    if text.endswith(_ENDPOINTS):
+        raise ValueError(f"{A_URL}, without the endpoint that is asked there")
+    return text
 
 
 def _proxy(value: object) -> object:

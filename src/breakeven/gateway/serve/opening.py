@@ -50,8 +50,8 @@ class Opening:
     """The beginning of one answer. `status`, `stands`, `message`: of the error that it is."""
 
     __slots__ = (
-        "_any", "_coded", "_cutter", "_fields", "_form", "_length", "_parts", "_secret", "_size", "_whole", "message",
-        "stands", "status",
+        "_any", "_coded", "_cutter", "_fields", "_form", "_idle", "_length", "_parts", "_secret", "_size", "_whole",
+        "message", "stands", "status",
     )  # fmt: skip
 
     def __init__(
@@ -77,6 +77,8 @@ class Opening:
         self._cutter = SseCutter(MOST_HELD) if streams else None
         self._parts: list[bytes] = []
         self._size = 0
+        self._idle = b""
+        """The last event that said nothing: some backends repeat one by the thousand."""
         self.status, self.message = 0, ""
         self.stands: Standing = "answer"
 
@@ -92,8 +94,11 @@ class Opening:
             at_once = len(self._parts) == 1 and self._size == self._length
             return "" if self._size <= SHORT_BYTES or at_once or self._whole else "content"
         for raw in cutter.feed(data):
+            if raw == self._idle or raw.isspace():
+                continue
             if first := self._event(*fields_of(raw)):
                 return first
+            self._idle = raw
         return "content" if self._size > MOST_HELD else ""
 
     def end(self, status: int = 200, headers: Headers = ()) -> First:

@@ -31,8 +31,8 @@ from breakeven.gateway.serve.usage import (
     tokens_of,
     usage_of,
 )
-from breakeven.wire.meaning import StreamEvent, event_kind, is_ping, kind_of, mended
-from breakeven.wire.sse import SseCutter, fields_of
+from breakeven.wire.meaning import StreamEvent, event_kind, is_ping, kind_of
+from breakeven.wire.sse import SseCutter, fields_of, mended
 
 _MOST_HELD = 64 * 1024
 """Of an event that has not ended; longer ones pass as they come. None that tells nothing but the usage is as long."""
@@ -59,16 +59,15 @@ class StreamTap:
     """
 
     __slots__ = (
-        "_apart", "_as_alike", "_choices", "_cutter", "_drop", "_ended", "_frame", "_half_dropped", "_lines", "_long",
-        "_long_counts", "_longs", "_mark", "_marked", "_start", "_text", "_told_events", "_told_text", "counted",
-        "error", "events", "finish", "half",
+        "_apart", "_as_alike", "_choices", "_cutter", "_drop", "_ended", "_frame", "_half_dropped", "_idle", "_lines",
+        "_long", "_long_counts", "_longs", "_mark", "_marked", "_start", "_text", "_told_events", "_told_text",
+        "counted", "error", "events", "finish", "half",
     )  # fmt: skip
 
     def __init__(self, endpoint: str, *, drop_usage: bool) -> None:
         self._drop = drop_usage
         self._half_dropped = False
-        self._cutter = SseCutter(_MOST_HELD)
-        """With `drop_usage` the client has not had yet what it holds."""
+        self._cutter = SseCutter(_MOST_HELD)  # with `drop_usage` the client has not had yet what it holds
         self._choices = endpoint in _CHOICES
         self.counted = Counted()
         self.events = self._text = self._told_events = self._told_text = 0
@@ -83,6 +82,7 @@ class StreamTap:
         self._as_alike = self._apart = self._frame = self._lines = 0
         self._start = self._mark = b""
         self._marked = False
+        self._idle = b""  # the last event that said nothing: some backends repeat one by the thousand
 
     @property
     def done(self) -> bool:
@@ -140,16 +140,15 @@ class StreamTap:
 
     def _look(self, event: bytes) -> bool:
         """Read an event; False for the one that only we asked for."""
-        if self._as_alike and self._are_alike(event):
+        if (self._as_alike and self._are_alike(event)) or event == self._idle or event.isspace():
             return True
         data, name = fields_of(event)
         if name == b"error":
             self.error = self.error or data or b"error"
             return True
-        if data is None or is_ping(data, name):
-            return True
-        if data.strip() == b"[DONE]":
-            self._ended = True
+        ends = data is not None and data.strip() == b"[DONE]"
+        if data is None or ends or is_ping(data, name):
+            self._ended, self._idle = self._ended or ends, event
             return True
         try:
             found = _decode(data)
@@ -170,8 +169,11 @@ class StreamTap:
         elif kind == "error":
             self.error = self.error or data
         self.finish = self.finish or finish_of(found)
-        if self.counted.add(usage_of(found)):
+        usage = usage_of(found)
+        if self.counted.add(usage):
             self._told_events, self._told_text = self.events, self._text
+        elif kind == "empty" and usage is None:
+            self._idle = event
         return not (self._drop and isinstance(found.usage, dict) and not found.choices and not found.error)
 
     def _are_alike(self, data: bytes) -> bool:
@@ -270,8 +272,7 @@ class WholeTap:
         self._is_json, self.done = endpoint in WRITES, True
         self._pieces: list[bytes] = []
         self._size = 0
-        self._text = -1
-        """Bytes of its text; below 0: not known."""
+        self._text = -1  # bytes of its text; below 0: not known
         self._scan: UsageScan | None = None
         self.counted = Counted()
         self.events = 0
@@ -323,8 +324,7 @@ class CodedTap:
     def __init__(self, tap: StreamTap | WholeTap, encoding: bytes) -> None:
         self._tap, self.counted = tap, tap.counted
         self._inflate: Any = zlib.decompressobj(47) if encoding in (b"gzip", b"x-gzip", b"deflate") else None
-        self._bare = encoding == b"deflate"
-        """It may come without the frame that it should have."""
+        self._bare = encoding == b"deflate"  # which may come without the frame that it should have
         self._inflated = self._lines = self._members = self._size = 0
         self.error: bytes | None = None
         self.half, self.done = False, True

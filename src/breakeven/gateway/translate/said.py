@@ -15,7 +15,8 @@ from zlib import crc32
 
 import msgspec
 
-from breakeven.wire.meaning import BROKEN_OFF, error_text, mended
+from breakeven.wire.meaning import BROKEN_OFF, error_text
+from breakeven.wire.sse import mended
 
 Json = dict[str, Any]
 """An object of JSON, taken apart."""

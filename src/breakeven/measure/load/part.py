@@ -148,20 +148,21 @@ def sums_by_block(part: Part, values_N: Floats, blocks: int) -> tuple[Floats, Fl
 
 
 def arrived(requests: RequestColumns, amounts_N: NDArray[np.int32], chosen_N: Bools, start: float, end: float) -> float:
-    """How many of `amounts_N` (tokens or pieces) of the chosen requests arrived from `start` to `end`.
+    """How many of `amounts_N` (tokens or pieces) of the chosen requests arrived after `start` and up to `end`.
 
-    The first arrives at the first time, the others evenly up to the last.
+    The first arrives at the first time, the others evenly up to the last. A closed loop asks again at the very moment
+    of an answer, which ends a span and belongs to it.
     """
     rows = np.flatnonzero(
-        chosen_N & (requests.first_N != NEVER) & (amounts_N > 0) & (requests.first_N < end) & (requests.last_N >= start)
+        chosen_N & (requests.first_N != NEVER) & (amounts_N > 0) & (requests.first_N <= end) & (requests.last_N > start)
     )
     first, last = requests.first_N[rows], requests.last_N[rows]
     amounts = amounts_N[rows].astype(np.float64)
     span = np.maximum(last - first, 1)
     share = np.clip(np.minimum(last, end) - np.maximum(first, start), 0, None) / span
     # Everything that came in one piece came at its time.
-    share = np.where(last == first, first >= start, share)
-    return float(((first >= start) + (amounts - 1) * share).sum())
+    share = np.where(last == first, first > start, share)
+    return float(((first > start) + (amounts - 1) * share).sum())
 
 
 def in_flight_by_block(part: Part, blocks: int) -> Floats:

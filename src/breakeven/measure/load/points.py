@@ -96,7 +96,7 @@ def _point(measured: list[Part], slo: Slo | None) -> LoadPoint:
         cached_prompt_share=cached_share(measured),
         latencies=[_latency(metric, parts) for metric in LATENCIES],
         good=good,
-        goodput_per_s=good.hits / steady_s if good is not None else None,
+        goodput_per_s=_good_before_the_end(parts, slo) / steady_s if slo is not None and good is not None else None,
         in_flight_mean=sum(mean * part.seconds for (mean, _), part in zip(flights, parts, strict=True)) / steady_s,
         in_flight_max=max(most for _, most in flights),
         steady=steady,
@@ -141,15 +141,16 @@ def output_tokens(part: Part, span: tuple[float, float]) -> float:
 
 
 def _ended(part: Part, span: tuple[float, float]) -> int:
+    """Answers that ended in a span, its end included: of a closed loop it is the very moment at which one ended."""
     requests = part.run.requests
-    within = (requests.done_N >= span[0]) & (requests.done_N < span[1])
+    within = (requests.done_N > span[0]) & (requests.done_N <= span[1])
     return int(np.count_nonzero(requests.answered & (requests.warm_N == 0) & within))
 
 
 def _prompt_tokens(part: Part, span: tuple[float, float]) -> int:
     """Prompt tokens of the requests whose first token arrived in the span: by then the prompt had been processed."""
     requests = part.run.requests
-    within = (requests.first_N >= span[0]) & (requests.first_N < span[1]) & (requests.warm_N == 0)
+    within = (requests.first_N > span[0]) & (requests.first_N <= span[1]) & (requests.warm_N == 0)
     return int(requests.prompt_N[within].sum(dtype=np.int64))
 
 
@@ -272,6 +273,14 @@ def _good(parts: list[Part], slo: Slo | None) -> Share | None:
     hits = sum(int(np.count_nonzero(part.counted_N & meets(part.run.requests, slo))) for part in parts)
     n = sum(int(np.count_nonzero(part.counted_N)) for part in parts)
     return percentiles.wilson(hits, n) if n else None
+
+
+def _good_before_the_end(parts: list[Part], slo: Slo) -> int:
+    """Requests that met it, but for one that was due when its part was over: there is no time here that it took."""
+    return sum(
+        int(np.count_nonzero(part.counted_N & (part.run.requests.due_N < part.end_ns) & meets(part.run.requests, slo)))
+        for part in parts
+    )
 
 
 def _conversations(parts: list[Part]) -> Iterator[tuple[int, float]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from breakeven.errors import UserError
-from breakeven.model.architecture import LinearAttention, Mamba1, Mamba2, ModelSpec, Quantization, ShortConv
+from breakeven.model.architecture import LinearAttention, Mamba1, Mamba2, ModelSpec, MoeFfn, Quantization, ShortConv
 from breakeven.model.tensors import Tensor
 
 _ATTENTION = ("self_attn", "attn", "attention", "mixer")
@@ -110,10 +110,20 @@ def _inside(spec: ModelSpec, layer: int, stem: str) -> Iterator[str]:
     if stem.startswith("ffn_"):
         if stem.endswith("_shexp"):  # Granite keeps them beside its experts
             yield "shared_mlp.output_linear" if "down" in stem else "shared_mlp.input_linear"
-        yield from (f"{parent}.{leaf}" for parent in _FFN for leaf in _ffn(stem))
+        leaves = _ffn(stem)
+        if stem.endswith(("_exps", "ffn_gate_inp")) and _beside_dense(spec, layer):
+            # Where `mlp` is a dense feed-forward that runs beside them, they stand in the layer (Gemma 4).
+            yield from (f"{outer}{leaf}" for outer in ("", "moe.") for leaf in leaves)
+            return
+        yield from (f"{parent}.{leaf}" for parent in _FFN for leaf in leaves)
         return
     leaves = _LEAVES.get(stem, (stem,))
     yield from (f"{parent}.{leaf}" for parent in _parents(spec, layer, stem) for leaf in leaves)
+
+
+def _beside_dense(spec: ModelSpec, layer: int) -> bool:
+    ffn = spec.layers[layer].ffn if layer < len(spec.layers) else None
+    return isinstance(ffn, MoeFfn) and ffn.dense_width > 0
 
 
 def _ffn(stem: str) -> tuple[str, ...]:

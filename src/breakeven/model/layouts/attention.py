@@ -34,6 +34,8 @@ def attention_of(c: Config, cls: ModelClass, kinds: Sequence[str]) -> list[Mixer
     indexers = _indexers(c, cls, kinds)
     if c.whole_or(0, "kv_lora_rank") and c.flag_or(True, "use_mla"):
         latent = _mla(c, cls)
+        if c.values.get("kv_source_layers") == list(range(len(kinds))):
+            c.touch("kv_source_layers")  # every layer caches its own
         c.touch(*HEAD_DIM, *KV_HEADS, "qk_head_dim", "attention_bias", "use_qk_norm")
         window = c.whole(*WINDOW) if "sliding" in kinds else None
         c.touch(*WINDOW)
@@ -92,7 +94,9 @@ def _gqa(c: Config, cls: ModelClass, kinds: Sequence[str]) -> list[Gqa | None]:
         "head_dim": c.whole_or(0, "global_head_dim"),
     }
     slides = {
-        "heads": c.whole_or(0, "swa_num_attention_heads", "attention_other_setting.num_attention_heads"),
+        "heads": c.whole_or(
+            0, "swa_num_attention_heads", "num_sliding_attention_heads", "attention_other_setting.num_attention_heads"
+        ),
         "kv_heads": c.whole_or(0, "swa_num_key_value_heads", "attention_other_setting.num_attention_groups"),
         "head_dim": c.whole_or(0, "swa_head_dim", "attention_other_setting.head_dim"),
         "value_head_dim": c.whole_or(0, "swa_v_head_dim"),

@@ -81,6 +81,10 @@ SHARED_WIDTH = (
 EPSILON = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "layer_norm_epsilon", "layernorm_epsilon", "norm_epsilon")
 
 TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
+_OF_THE_WHOLE = frozenset(
+    (*CONTEXT, *TIED, "vocab_size", "is_encoder_decoder", "encoder_layers", "num_encoder_layers", "encoder")
+)
+"""What may stand outside a language model's own part."""
 _NESTED = (
     "linear_attn_config",
     "moe",
@@ -97,13 +101,16 @@ class Config:
     """A configuration with its name and source, so that every complaint can say where it looked.
 
     Multimodal models keep the language model under `text_config`; that part is read, with the outer values filling
-    what it leaves out or leaves null. `defaults`: what the model's class says where the file does not name a key.
+    what it leaves out or leaves null: of a part that says how many layers it has, only what is of the whole model, for
+    the rest is of towers and what joins them. `defaults`: what the model's class says where the file names no key.
     """
 
     def __init__(self, values: Mapping[str, object], name: str, source: str) -> None:
         parts = text_parts(values)
         merged: dict[str, object] = {}
         for part in parts:
+            if any(part.get(key) is not None for key in LAYERS):
+                merged = {k: v for k, v in merged.items() if k in _OF_THE_WHOLE}
             merged |= {k: v for k, v in part.items() if v is not None or k not in merged}
         # Whether the head is tied is for the whole model to say, where both say it.
         merged |= {key: values[key] for key in TIED if values.get(key) is not None}

@@ -81,6 +81,7 @@ def spec_from_config(config: Mapping[str, object], name: str, source: str, *, as
     cls = _class_of(c, config)
     c.fill(cls.defaults)
     c.touch(*cls.idle)
+    c.assumed.extend(key for key in cls.left_out if c.has(key))
     layers, kinds = _layers(c, cls)
     spec = _model(c, cls, layers, kinds, config)
     strange = c.unknown(len(layers))
@@ -338,7 +339,9 @@ def _mtp(c: Config, cls: ModelClass, layers: Sequence[Layer], kinds: Sequence[st
     count = c.whole_or(0, *_DRAFTS)
     tables = c.flag_or(cls.mtp_tables, "mtp_use_dedicated_embeddings")
     pattern = kinds_in_letters(c, "mtp_hybrid_override_pattern")
-    c.touch("mtp_layers_block_type")
+    c.touch("mtp_layers_block_type", "mtp_layer_types")
+    words = c.list_of("mtp_mlp_layer_types")
+    dense = cls.mtp_dense if not words else str(words[0]) == "dense"
     c.touch_all(r"mtp\.")
     if not count:
         return None
@@ -355,6 +358,6 @@ def _mtp(c: Config, cls: ModelClass, layers: Sequence[Layer], kinds: Sequence[st
         if isinstance(last := block.mixer, Mla | Gqa) and last.indexer is not None:
             # It has an indexer of its own where layers share theirs.
             block = replace(block, mixers=(replace(last, indexer=replace(last.indexer, owns_weights=True)),))
-        if cls.mtp_dense:
+        if dense:
             block = replace(block, ffn=DenseFfn(c.whole(*DENSE_WIDTH, *WIDTH)))
     return Mtp((block,) * min(count, 64), embedding=tables, head=tables)

@@ -129,7 +129,7 @@ def order_of(c: Config, count: int) -> list[bool]:
     listed = _order_listed(c, count)
     if listed is not None:
         c.touch_all(
-            r"first_(last_)?k_dense|num_dense_layers|decoder_sparse_step|mlp_only_layers|moe_layer(_freq|_interval)"
+            r"first_(last_)?k_dense|dense_mlp_idx|num_dense_layers|decoder_sparse_step|mlp_only_layers|moe_layer(_freq|_interval)"
             r"|interleave_moe_layer_step|moe_layer_(start|end)_index|moe_layer_num_skipped|expert_layer_|n_dense_layers"
         )
         return listed
@@ -143,6 +143,7 @@ def order_of(c: Config, count: int) -> list[bool]:
         "n_dense_layers",
         "moe.first_k_dense_replace",
         "moe_layer_num_skipped",
+        "dense_mlp_idx",
     )
     rules.append([i >= first for i in every])
     freq = max(1, c.whole_or(1, "moe_layer_freq", "moe_layer_frequency", "moe_every_n_layer", "moe.route_every_n"))
@@ -246,7 +247,7 @@ def _experts(c: Config, cls: ModelClass, count: int, gated: bool) -> list[MoeFfn
         n_groups=max(1, groups),
         n_groups_used=max(1, c.whole_or(1, "topk_group", "num_limited_groups", "moe.num_expert_groups_per_tok")),
         gated=gated,
-        latent_width=c.whole_or(0, "moe_latent_size", "routed_expert_hidden_size"),
+        latent_width=c.whole_or(0, "moe_latent_size", "routed_expert_hidden_size", *filter(None, (cls.latent_key,))),
         latent_norm=c.flag_or(False, "latent_moe_use_norm"),
         zero_experts=c.whole_or(0, "zero_expert_num"),
     )

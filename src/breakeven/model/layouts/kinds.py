@@ -86,11 +86,11 @@ def _listed(c: Config, cls: ModelClass, count: int) -> list[str] | None:
         listed = c.listed(key, count)
         if listed is not None:
             c.touch_all(
-                r"full_attention_interval|global_attn_every|.*sliding_window_pattern|full_attn_idxs|.*_layer_pattern"
+                r"local_layer_ids|full_attention_interval|global_attn_every|.*sliding_window_pattern|full_attn_idxs|.*_layer_pattern"
             )
             c.touch_all(r"attn_layer_(period|offset|indices)|layer_group_size|attn_type_list|hybrid_override_pattern")
             c.touch_all(r"linear_attn_config\.(kda_layers|full_attn_layers|kda_layer_index_base)|kda_layer")
-            kinds = [_kind(c, key, word) for word in listed]
+            kinds = [cls.words.get(str(word)) or _kind(c, key, word) for word in listed]
             if "sliding" in kinds and not any(k in c.values for k in WINDOW) and c.flag_or(True, "use_sliding_window"):
                 raise c.missing(*WINDOW)
             return kinds if _windowed(c) else ["full" if k == "sliding" else k for k in kinds]
@@ -114,6 +114,8 @@ def _by_index(c: Config, cls: ModelClass, count: int) -> list[str] | None:
         first = c.whole_or(1, "linear_attn_config.kda_layer_index_base", "kda_layer_index_base")
         attends = {i + first for i in range(count)} - set(linear) if linear is not None else set(full or ())
         return ["full" if i + first in attends else "linear" for i in range(count)]
+    if (near := c.indices("local_layer_ids")) is not None:
+        return ["sliding" if i in near else "full" for i in range(count)]
     for key, other in (("full_attn_idxs", "conv"), ("attn_layer_indices", "mamba")):
         indices = c.indices(key)
         if indices is not None:

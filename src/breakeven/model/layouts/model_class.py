@@ -18,15 +18,18 @@ class ModelClass:
     layers with fixed decay; `delta`: what linear layers are where keys do not tell; `full_rank_gate`: of Kimi nets;
     `kv_matrices_shared`: layers that share a cache keep key and value matrices; `indexed_by_word`: layers whose word is
     plain attention have no indexer; `parallel_mamba`: attention and a state-space mixer in every layer.
-    Order: `pattern`, kinds of layers in turn where no key says, `first_full` with a full one first; `sliding_alone`:
-    every layer slides when there is a window and nothing else is said; `no_window`: windows are not applied;
-    `window_optional`: without a window in the file every layer is full; `kinds_required`: the key that must say what
-    each layer is, `stand_in` where it does not and the user reads on.
-    Feed-forwards: `gated` None by the activation; `expert_key`: the key of an expert's width; `shared_experts`: as the
-    class builds them; `dense_beside`: a dense one in layers that route; `dense_only`: no experts, whatever the file
-    says; `no_ffn`: layers are a mixer alone; `double`: layers hold two of each part (LongCat).
-    `own_norms`: of layers without attention where they differ. `joins`: residual streams are weighed before the head.
-    `idle`: keys that stand in its files and build nothing. `defaults`: values of keys that its files may leave out.
+    Order: `pattern`, kinds of layers in turn where no key says, `first_full` with a full one first;
+    `sliding_alone`: every layer slides when there is a window and nothing else is said; `no_window`: windows are
+    not applied; `window_optional`: without a window in the file every layer is full; `words`: its own words for
+    kinds of layers; `kinds_required`: the key that must say what each layer is, `stand_in` where it does not and
+    the user reads on.
+    Feed-forwards: `gated` None by the activation; `expert_key`: the key of an expert's width, `latent_key` of the
+    state that they work on; `shared_experts`: as the class builds them; `dense_beside`: a dense one in layers that
+    route; `dense_only`: no experts, whatever the file says; `no_ffn`: layers are a mixer alone; `double`: layers
+    hold two of each part (LongCat).
+    `own_norms`: of layers without attention where they differ. `joins`: residual streams are weighed before the
+    head. `idle`: keys that stand in its files and build nothing; `left_out`: keys of small parts that no part here
+    describes, which are read past, and the model says so. `defaults`: values of keys that its files may leave out.
     """
 
     family: str = "custom"
@@ -49,6 +52,7 @@ class ModelClass:
     no_window: bool = False
     window_optional: bool = False
     indexed_by_word: bool = False
+    words: Mapping[str, str] = field(default_factory=dict)
     kinds_required: str = ""
     stand_in: tuple[str, ...] = ()
     full_rank_gate: bool = False
@@ -66,6 +70,7 @@ class ModelClass:
     no_ffn: bool = False
     double: bool = False
     expert_key: str | None = None
+    latent_key: str = ""
     gating: Gating = Gating.SOFTMAX
     normalise: bool = True
     selection_bias: bool = False
@@ -81,6 +86,7 @@ class ModelClass:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     idle: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     defaults: Mapping[str, object] = field(default_factory=dict)
 
 
