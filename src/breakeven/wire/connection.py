@@ -31,9 +31,8 @@ class Owner(Protocol):
     """The client that connections and exchanges belong to.
 
     `first_byte_ns` None: the time between two bytes holds for the first as well. `wary`: it asks the system whether a
-    resting connection is still good. `passes_on`: makes the headers that a sink is told of those that came; None: it
-    is told all of them. `redirects`: a redirect is an answer like any other, not a trouble. `live`: exchanges that
-    have not ended.
+    resting connection is still good. `passes_on`: makes the headers that a sink is told of those that came; None: all
+    of them. `redirects`: a redirect is an answer like any other, not a trouble. `live`: exchanges that have not ended.
     """
 
     live: set[Exchange]
