@@ -66,7 +66,6 @@ class StreamTap:
 
     def __init__(self, endpoint: str, *, drop_usage: bool) -> None:
         self._drop = drop_usage
-        self._half_dropped = False
         self._cutter = SseCutter(_MOST_HELD)
         """With `drop_usage` the client has not had yet what it holds."""
         self._choices = endpoint in _CHOICES
@@ -74,15 +73,13 @@ class StreamTap:
         self.events = self._text = self._told_events = self._told_text = 0
         self.finish = ""
         self.error: bytes | None = None
-        self.half = False
+        self.half = self._half_dropped = False
         self._ended = endpoint not in WRITES  # how others end is not known
         self._long: UsageScan | None = None
-        self._longs = 0
-        self._long_counts = False
+        self._longs, self._long_counts = 0, False
         # How events with output are made: their beginning, a mark that each or none has, lines, bytes without the text.
         self._as_alike = self._apart = self._frame = self._lines = 0
-        self._start = self._mark = b""
-        self._marked = False
+        self._start, self._mark, self._marked = b"", b"", False
 
     @property
     def done(self) -> bool:
@@ -147,6 +144,7 @@ class StreamTap:
             self.error = self.error or data or b"error"
             return True
         if data is None or is_ping(data, name):
+            self._ended = self._ended or is_document(event)  # some servers do not stream, and do not say so
             return True
         if data.strip() == b"[DONE]":
             self._ended = True
@@ -249,7 +247,10 @@ class StreamTap:
             head = loose[:1024]
             self._long_counts = self._choices or b'delta"' in head or not self.events
             self.events += self._long_counts
-            self.finish = self.finish or next((end for end in ENDS if b'"%s"' % end.encode() in head), "")
+            name = head.partition(b"\n")[0].removeprefix(b"event:").strip().decode(errors="replace")
+            ended = name if name in ENDS else next((end for end in ENDS if b'"%s"' % end.encode() in head), "")
+            self.finish = self.finish or ended
+            self._ended = self._ended or head.startswith(b"{")  # no event: a document that is too long to be looked at
         self._long.feed(loose)
         if self._long_counts:
             self._text += len(loose)
@@ -269,12 +270,11 @@ class WholeTap:
     def __init__(self, endpoint: str = "") -> None:
         self._is_json, self.done = endpoint in WRITES, True
         self._pieces: list[bytes] = []
-        self._size = 0
+        self._size = self.events = 0
         self._text = -1
         """Bytes of its text; below 0: not known."""
         self._scan: UsageScan | None = None
         self.counted = Counted()
-        self.events = 0
         self.finish = ""
 
     @property
