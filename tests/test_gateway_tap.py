@@ -212,6 +212,15 @@ def test_whether_a_stream_says_that_it_ends(endpoint: str, last: bytes, done: bo
     assert packed.done is done
 
 
+def test_what_comes_with_the_word_that_it_is_broken_off_is_counted_too() -> None:
+    tap = StreamTap(CHAT, drop_usage=False)
+    through(tap, [chunk("a", "abort") + b"\n\n"])
+    assert (tap.error is not None, tap.events, tap.output_tokens) == (True, 1, 1)
+    tap = StreamTap(CHAT, drop_usage=False)
+    through(tap, [b'data: {"choices":[{"delta":{},"finish_reason":"abort"}]}\n\n', b'data: {"error":"away"}\n\n'])
+    assert (tap.error is not None, tap.events, tap.output_tokens) == (True, 0, 0)
+
+
 @pytest.mark.parametrize("drop", [False, True])
 def test_a_document_in_the_place_of_a_stream_ends_with_its_last_bracket(drop: bool) -> None:
     """Of servers that do not stream, and do not say what they send."""

@@ -163,9 +163,9 @@ class StreamTap:
                 UsageScan(self.counted).feed(data)
                 return True
         kind = kind_of(found)
-        if kind == "content":
+        if kind == "content" or (kind == "error" and found.choices):  # one that is broken off may have last words
             self._take(event, found)
-        elif kind == "error":
+        if kind == "error":
             self.error = self.error or data
         self.finish = self.finish or finish_of(found)
         if self.counted.add(usage_of(found)):
