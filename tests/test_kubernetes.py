@@ -553,7 +553,12 @@ def test_names_of_replicas_and_of_what_else_is_there_are_nobody_elses(tmp_path: 
 def test_two_files_of_one_name_are_two_in_the_volume() -> None:
     one, two = "Qwen3-14B on an H100", "Qwen3-30B-A3B on an H100"
     long = "/data/Llama-3.1-Nemotron-Nano-8B-v1-Instruct-finetuned-on-our-tickets"
-    for first, second in (("/data/a/model.gguf", "/data/b/model.gguf"), (f"{long}-Q4_K_M.gguf", f"{long}-Q8_0.gguf")):
+    for first, second in (
+        ("/data/a/model.gguf", "/data/b/model.gguf"),
+        ("/data/a/gguf/model.gguf", "/data/b/gguf/model.gguf"),
+        (f"{long}-Q4_K_M.gguf", f"{long}-Q8_0.gguf"),
+        (f"{long * 2}-Q4_K_M.gguf", f"{long * 2}-Q8_0.gguf"),
+    ):
         made = decided(PUBLIC, one, two)
         for name, model in ((one, first), (two, second)):
             made = changed(made, name, model=model, engine="llama.cpp", format="as stored", machine="rtx-4090")
