@@ -192,7 +192,7 @@ def test_any_description_is_read_or_refused_in_one_line(
 
 
 def test_the_verb_lists_shows_and_refuses() -> None:
-    listed = run()
+    listed = run("--full")
     assert listed.returncode == 0, listed.stderr
     assert [line.split()[0] for line in listed.stdout.splitlines()[1 : len(SLUGS) + 1]] == SLUGS
     shown = run("rtx-4090", "--json")
@@ -207,8 +207,9 @@ def test_the_verb_lists_shows_and_refuses() -> None:
 
 @pytest.mark.parametrize("columns", [40, 80])
 def test_narrow_terminals_lose_columns_not_names(columns: int) -> None:
-    lines = run(columns=columns).stdout.splitlines()
-    assert max(len(line) for line in lines) <= columns
+    assert max(map(len, run(columns=columns).stdout.splitlines())) <= columns
+    lines = run("--full", columns=columns).stdout.splitlines()
+    assert max(map(len, lines)) <= columns
     assert [line.split()[0] for line in lines[1 : len(SLUGS) + 1]] == SLUGS
 
 

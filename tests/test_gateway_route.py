@@ -347,6 +347,18 @@ def test_replicas_that_nobody_has_started_take_no_request_and_no_attempt() -> No
     assert {choose(policy(), ask(), there[2:], dice).order[0] for _ in range(500)} == set(range(2, 16))
 
 
+def test_a_replica_that_goes_away_moves_its_own_conversations_alone() -> None:
+    """Else one look that fails would cost all others of its group their cached prefixes."""
+    homes: list[dict[int, int]] = []
+    for away in (-1, 0, 3):
+        there = [view(i, f"r{i}", group="g", away=i == away) for i in range(8)]
+        asks = {session: ask(session=session * 7919) for session in range(1, 200)}
+        homes.append({session: choose(policy(), one, there, Random(3)).order[0] for session, one in asks.items()})
+        assert {session for session, home in homes[-1].items() if home != homes[0][session]} == {
+            session for session, home in homes[0].items() if home == away
+        }
+
+
 def test_a_slow_replica_is_left_alone_while_it_is_slow() -> None:
     slow, good = view(0, "slow", group="g", peak=20.0), view(1, "good", group="g", running=10.0)
     assert first(policy(), ask(), [slow, good])[0] == "good"

@@ -34,7 +34,7 @@ AFTER = ["reset_mid_body", "close_mid_body", "stall_mid_body", "truncate", "garb
 _ERROR = b'{"error": {"message": "CUDA out of memory at 10.0.0.7", "code": 500}}'
 _ROLE = event(b'{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}')
 _STOP = event(b'{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}')
-_NAMED = ("late", "spoofs", "fails-late", "declines", "mute", "busy", "half", "dies", "closes")
+_NAMED = ("late", "spoofs", "fails-late", "declines", "mute", "busy", "half", "dies", "closes", "bare")
 LATE_S = 0.4
 _LIFE = chunk(b": PROCESSING\n\n")
 _STREAMS = head(200, "content-type: text/event-stream", "transfer-encoding: chunked")
@@ -70,6 +70,8 @@ def _odd(question: ScriptedRequest) -> Scene:
             made = document(question)[: -9 if question.model == "dies" else None]
         kind = "text/event-stream" if question.stream else "application/json"
         return Scene([head(200, f"content-type: {kind}", "connection: close") + made], then="close")
+    if question.model == "bare":
+        return Scene([head(200, "connection: close") + document(question)], then="close")
     if question.model == "busy":
         return _refused(429, question)
     if question.model == "declines":
@@ -399,6 +401,10 @@ def test_a_stream_that_ends_with_its_connection_must_say_that_it_ends(house: Hou
         ask(house.gateway.url, question("dies", "dies"))
     answer = ask(house.gateway.url, question("closes", "closes"))
     assert (answer.status, answer.json["object"]) == (200, "chat.completion")
+    # In the place of a stream too, from a server that does not say what it sends.
+    answer = ask(house.gateway.url, question("bare", "bare", stream=True))
+    assert (answer.status, answer.whole, answer.json["object"]) == (200, True, "chat.completion")
+    assert house.gateway.record(answer.id).attempts[0].outcome == "answered"
 
 
 def test_an_error_that_is_the_clients_own_goes_to_it_and_counts_against_nobody(house: House) -> None:

@@ -198,6 +198,7 @@ def test_a_stream_that_ends_within_an_event_is_known(left: int, ended: bool, dro
         (CHAT, b'data: {"error": {"message": "away"}}\n\n', True),
         ("/v1/messages", b'data: {"type": "content_block_stop", "index": 0}\n\n', False),
         ("/v1/messages", b'event: message_stop\ndata: {"type": "message_stop"}\n\n', True),
+        ("/v1/responses", b'data: {"type": "response.cancelled", "response": {"status": "cancelled"}}\n\n', True),
         ("/v1/audio/speech", b"", True),
     ],
 )
@@ -212,10 +213,43 @@ def test_whether_a_stream_says_that_it_ends(endpoint: str, last: bytes, done: bo
     assert packed.done is done
 
 
+def test_what_comes_with_the_word_that_it_is_broken_off_is_counted_too() -> None:
+    tap = StreamTap(CHAT, drop_usage=False)
+    through(tap, [chunk("a", "abort") + b"\n\n"])
+    assert (tap.error is not None, tap.events, tap.output_tokens) == (True, 1, 1)
+    tap = StreamTap(CHAT, drop_usage=False)
+    through(tap, [b'data: {"choices":[{"delta":{},"finish_reason":"abort"}]}\n\n', b'data: {"error":"away"}\n\n'])
+    assert (tap.error is not None, tap.events, tap.output_tokens) == (True, 0, 0)
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_a_document_in_the_place_of_a_stream_ends_with_its_last_bracket(drop: bool) -> None:
+    """Of servers that do not stream, and do not say what they send."""
+    line = b'{"choices": [{"message": {"content": "a"}}]}'
+    for made in (line, line.replace(b": ", b":\n  ") + b"\n\n"):
+        for body, done in ((made, True), (made.rstrip()[:-1], False)):
+            tap = StreamTap(CHAT, drop_usage=drop)
+            assert through(tap, [body]) == body
+            assert tap.done is done
+    tap = StreamTap(CHAT, drop_usage=drop)
+    through(tap, [b'{"choices":[{"message":{"content":"', *[b"a" * 2**15] * 4])
+    assert tap.done, "too long to be looked at"
+
+
+def test_the_end_of_a_long_response_is_known_by_its_events_name() -> None:
+    """vLLM says its type behind the response."""
+    last = b'event: response.completed\ndata: {"response":{"output":"'
+    tap = StreamTap("/v1/responses", drop_usage=False)
+    through(tap, [last, *[b"a" * 2**15] * 4, b'"},"type":"response.completed"}\n\n'])
+    assert (tap.finish, tap.done) == ("response.completed", True)
+
+
 @pytest.mark.parametrize(
     ("endpoint", "body", "done"),
     [
         (CHAT, b'{"choices":[{"message":{"content":"a"}}]}', True),
+        (CHAT, b'{"choices":[{"logprobs":{"token_logprobs":[-Infinity]},"text":"\xff"}],"id":NaN}', True),
+        (CHAT, b'{"choices":[{"logprobs":{"token_logprobs":[-Infinity]', False),
         (CHAT, b'{"choices":[{"message":{"content":"a"}', False),
         (CHAT, b"", False),
         ("/v1/rerank", b'[{"index":0,"score":0.5}]', True),

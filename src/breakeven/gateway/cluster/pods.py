@@ -159,9 +159,10 @@ def weights_of(found: CandidateResult) -> tuple[str, str | None, list[str]]:
             return hub, None, []
         if wanted == "FP8" and own in ("BF16", "F16"):
             return hub, None, ["--quantization", "fp8"]
-    # Many a file is called model.gguf, and two engines share one volume.
-    last = "-".join(Path(model).parts[-2:])
-    stem = as_label(last.removesuffix(".gguf") if last.endswith(".gguf") else f"{last}-{found.format}", 120)
+    # Many a file is called model.gguf, in many a directory called gguf, and two engines share one volume.
+    whole = "-".join(Path(model).parts)
+    whole = whole.removesuffix(".gguf") if whole.endswith(".gguf") else f"{whole}-{found.format}"
+    stem = as_label(whole[-120:], 120)
     path = f"/models/{stem}{'' if found.engine == 'vllm' else '.gguf'}"
     return path, path, []
 

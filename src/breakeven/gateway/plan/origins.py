@@ -135,7 +135,7 @@ def backend_of(name: str, found: CandidateResult, decision: Decision, *, elsewhe
         local = LocalPlan(model=found.model, engine=found.engine, format=named, kv=kv, context=context, slots=slots)
     quality = found.quality.value if found.quality.how in ("own", "published") else None
     model = _known_model(found.model)
-    machine = None if hosted or model is None else _slug_of(found.machine)
+    machine = None if hosted or model is None else _slug_of(found, named)
     return BackendPlan(
         name=name,
         local=local,
@@ -185,15 +185,16 @@ def _known_model(text: str) -> str | None:
         return None
 
 
-def _slug_of(machine: str) -> str | None:
-    """The machine, where it is one that files can name."""
+def _slug_of(found: CandidateResult, format_name: str | None) -> str | None:
+    """The machine, where it is one that files can name, with a step model of the engine there."""
     from breakeven.hardware.described import machine_named
 
     try:
-        machine_named(machine)
+        machine_named(found.machine)
+        profile_named(found.machine, found.engine, found.devices, format_name)
     except UserError:
         return None
-    return machine
+    return found.machine
 
 
 def context_of(workload: Workload, most: int = MOST_CONTEXT) -> int:

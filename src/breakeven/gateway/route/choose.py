@@ -142,7 +142,9 @@ def considered(ask: Ask, views: Sequence[View], dice: Random) -> tuple[Sequence[
         # A second draw only where enough are there to draw from: what is away is not worth one of the two, nor a home.
         present = [v for v in members if not v.away] or members
         there = [v for v in present if v.open and v.ready and v.free > 0] or [v for v in present if v.open] or present
-        home = present[home_of(ask.session, len(present))] if ask.session else None
+        home = members[home_of(ask.session, len(members))] if ask.session else None
+        if home is not None and home.away:  # of the others' conversations none moves
+            home = present[home_of(ask.session, len(present))]
         taken, sticky = of_two(there, home, peak_load, dice)
         if sticky and kept is None:
             kept = taken

@@ -66,22 +66,19 @@ class StreamTap:
 
     def __init__(self, endpoint: str, *, drop_usage: bool) -> None:
         self._drop = drop_usage
-        self._half_dropped = False
         self._cutter = SseCutter(_MOST_HELD)  # with `drop_usage` the client has not had yet what it holds
         self._choices = endpoint in _CHOICES
         self.counted = Counted()
         self.events = self._text = self._told_events = self._told_text = 0
         self.finish = ""
         self.error: bytes | None = None
-        self.half = False
+        self.half = self._half_dropped = False
         self._ended = endpoint not in WRITES  # how others end is not known
         self._long: UsageScan | None = None
-        self._longs = 0
-        self._long_counts = False
+        self._longs, self._long_counts = 0, False
         # How events with output are made: their beginning, a mark that each or none has, lines, bytes without the text.
         self._as_alike = self._apart = self._frame = self._lines = 0
-        self._start = self._mark = b""
-        self._marked = False
+        self._start, self._mark, self._marked = b"", b"", False
         self._idle = b""  # the last event that said nothing: some backends repeat one by the thousand
 
     @property
@@ -148,7 +145,8 @@ class StreamTap:
             return True
         ends = data is not None and data.strip() == b"[DONE]"
         if data is None or ends or is_ping(data, name):
-            self._ended, self._idle = self._ended or ends, event
+            # Some servers do not stream, and do not say so.
+            self._ended, self._idle = self._ended or ends or is_document(event), event
             return True
         try:
             found = _decode(data)
@@ -164,9 +162,9 @@ class StreamTap:
                 UsageScan(self.counted).feed(data)
                 return True
         kind = kind_of(found)
-        if kind == "content":
+        if kind == "content" or (kind == "error" and found.choices):  # one that is broken off may have last words
             self._take(event, found)
-        elif kind == "error":
+        if kind == "error":
             self.error = self.error or data
         self.finish = self.finish or finish_of(found)
         usage = usage_of(found)
@@ -251,7 +249,10 @@ class StreamTap:
             head = loose[:1024]
             self._long_counts = self._choices or b'delta"' in head or not self.events
             self.events += self._long_counts
-            self.finish = self.finish or next((end for end in ENDS if b'"%s"' % end.encode() in head), "")
+            name = head.partition(b"\n")[0].removeprefix(b"event:").strip().decode(errors="replace")
+            ended = name if name in ENDS else next((end for end in ENDS if b'"%s"' % end.encode() in head), "")
+            self.finish = self.finish or ended
+            self._ended = self._ended or head.startswith(b"{")  # no event: a document that is too long to be looked at
         self._long.feed(loose)
         if self._long_counts:
             self._text += len(loose)
@@ -271,11 +272,10 @@ class WholeTap:
     def __init__(self, endpoint: str = "") -> None:
         self._is_json, self.done = endpoint in WRITES, True
         self._pieces: list[bytes] = []
-        self._size = 0
+        self._size = self.events = 0
         self._text = -1  # bytes of its text; below 0: not known
         self._scan: UsageScan | None = None
         self.counted = Counted()
-        self.events = 0
         self.finish = ""
 
     @property

@@ -6,11 +6,13 @@ taken as they are written: a field that is no number was not told. `UsageScan` f
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
 
 from breakeven.wire.meaning import EventChoice, StreamEvent, thinks
+from breakeven.wire.sse import mended
 
 MOST_TOKENS = 10**8
 """Counts beyond, or below 0, are no counts: budgets are computed with them."""
@@ -18,8 +20,8 @@ BYTES_PER_TOKEN = 2
 """Of text that nobody counted. English has four or five, but a key must not be charged less than it got."""
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 ENDS = (
-    *("message_stop", "response.completed", "response.incomplete", "response.failed", "transcript.text.done"),
-    *("speech.audio.done", "image_generation.completed", "image_edit.completed"),
+    *("message_stop", "response.completed", "response.incomplete", "response.failed", "response.cancelled"),
+    *("transcript.text.done", "speech.audio.done", "image_generation.completed", "image_edit.completed"),
 )
 """Types of events by which a stream says that it ends as it should."""
 _DEEPEST = 8
@@ -120,10 +122,10 @@ def tokens_of(text_bytes: int) -> int:
 
 
 def is_document(body: bytes) -> bool:
-    """Whether it is JSON to its end."""
+    """Whether it is JSON to its end, with Python's NaN too, or with what is no UTF-8."""
     try:
-        _decode(body)
-    except UNREADABLE:
+        json.loads(mended(body))
+    except (ValueError, RecursionError):
         return False
     return True
 
