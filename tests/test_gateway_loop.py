@@ -279,7 +279,7 @@ def test_a_verdict_that_fell_is_told_beside_the_saved_one(tmp_path: Path) -> Non
     assert (told.before.winner, told.decision.verdict.winner) == ("cheap", "dear")
     assert "The verdict has changed" in told.sentence
     text = log_summary(told, tmp_path / "report.html")
-    assert "ruled out: misses the SLO" in text
+    assert "cheap  cannot: misses the SLO: its provider's own speed" in text
     assert "200 requests in" in text
     other = decide_from_log(study, [log], tmp_path / "out", saved=None)
     assert other.stands is True  # against the study as it is now
