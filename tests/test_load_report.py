@@ -495,13 +495,10 @@ def test_the_capacity_page_tells_the_traffic_of_the_search_and_not_of_its_first_
 
 
 def test_the_page_tells_conversations_from_requests() -> None:
-    talks = msgspec.structs.replace(
-        made.one_point(), workload=msgspec.structs.replace(made.one_point().workload, turns=3)
-    )
-    assert "Offered in conversations a second, achieved in requests," in render_load(talks)
     assert "Offered and achieved in requests a second," in rendered("one_point")
     two = made.crossing()
     talked = msgspec.structs.replace(two, workload=msgspec.structs.replace(two.workload, turns=3))
+    assert "Offered in conversations a second, achieved in requests," in render_load(talked)
     (single, _), (several, _) = (axes_of(study)[0] for study in (two, talked))
     assert (single.title, several.title) == ("requests/s offered", "conversations/s offered")
     assert "cross at 4.20 (3.40–5.30) conversations/s" in draw(curves(talked)["ttft-rate"].wide)
