@@ -163,6 +163,16 @@ def test_runs_that_cannot_be_compared_are_refused_and_differences_told() -> None
     assert any("interrupted" in text for text in check(old, half).caveats)
 
 
+def test_a_run_of_conversations_is_compared_with_one_that_called_their_rate_requests() -> None:
+    talks = Workload(arrivals=Arrivals(process="poisson", rate_per_s=10.0), turns=3)
+    old = noisy_run(1, workload=talks, load="10 req/s")
+    new = noisy_run(2, scale=1.5, workload=talks, load="10 conversations/s")
+    studies = [study_of(log, workload=talks) for log in (old, new)]
+    for found in (check(*studies, logs=(old, new)), check(*studies)):
+        assert metric(found, "tpot_s").verdict == "worse"
+        assert {m.load for m in found.metrics} == {"10 conversations/s"}
+
+
 def test_a_saved_run_is_played_again_and_a_slower_server_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -495,11 +495,16 @@ def test_the_capacity_page_tells_the_traffic_of_the_search_and_not_of_its_first_
 
 
 def test_the_page_tells_conversations_from_requests() -> None:
-    talks = msgspec.structs.replace(
-        made.one_point(), workload=msgspec.structs.replace(made.one_point().workload, turns=3)
-    )
-    assert "Offered in conversations a second, achieved in requests," in render_load(talks)
     assert "Offered and achieved in requests a second," in rendered("one_point")
+    two = made.crossing()
+    talked = msgspec.structs.replace(two, workload=msgspec.structs.replace(two.workload, turns=3))
+    assert "Offered in conversations a second, achieved in requests," in render_load(talked)
+    (single, _), (several, _) = (axes_of(study)[0] for study in (two, talked))
+    assert (single.title, several.title) == ("requests/s offered", "conversations/s offered")
+    assert "cross at 4.20 (3.40–5.30) conversations/s" in draw(curves(talked)["ttft-rate"].wide)
+    # Three times as many requests as conversations may be good.
+    assert "every request offered is good" in curves(two)["goodput-rate"].caption
+    assert "every request offered is good" not in curves(talked)["goodput-rate"].caption
 
 
 def test_tokens_that_nobody_counted_are_no_rate_of_zero() -> None:

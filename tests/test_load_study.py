@@ -201,6 +201,32 @@ def test_own_prompts_that_were_asked_again_are_said(tmp_path: Path, kept: int | 
         assert all("5 prompts of own.jsonl 50 times" in text and says in text for text in found)
 
 
+def test_what_was_kept_of_own_prompts_is_that_of_all_loads(tmp_path: Path) -> None:
+    own = OwnPrompts(file="own.jsonl", sha256="0", prompts=5, most_bytes=10)
+    workload = msgspec.structs.replace(POISSON, prompts=own)
+    opening = LoadStudyStarted(
+        kind="bench",
+        fingerprint="f",
+        version="0.1",
+        started_at="2026-01-01T00:00:00Z",
+        command="breakeven bench",
+        seed=1,
+        machine=MACHINE,
+        models=[LoadModel(name="a", source="http://a/v1", synthetic=False, moe=None)],
+        workload=workload,
+        slo=None,
+    )
+    with EventWriter(tmp_path / "events.jsonl") as log:
+        log.append(opening)
+        for block, kept in (("b", 0), ("c", 90)):
+            usage = Usage(prompt_tokens=100, completion_tokens=11, cached_tokens=kept)
+            rows = [request(i, due_s=i / 10, usage=usage, block=block) for i in range(50)]
+            for event in run(rows, to_s=10, workload=workload, block=block, load=f"load {block}"):
+                log.append(event)
+    (told,) = (text for text in load_study(tmp_path / "events.jsonl").caveats if "own.jsonl" in text)
+    assert "100 times in all, and 45% of their tokens" in told
+
+
 def test_the_first_of_some_failures_is_told_in_the_server_s_words(tmp_path: Path) -> None:
     opening = LoadStudyStarted(
         kind="bench",

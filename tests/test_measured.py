@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from breakeven.answer.decide import decide
-from breakeven.answer.measured import bounded, capacity_measured, measured_otherwise
+from breakeven.answer.measured import bounded, capacity_measured, latency_measured, measured_otherwise
 from breakeven.answer.study.load import read_study
 from breakeven.answer.study.plan import StudyPlan
 from breakeven.errors import UserError
@@ -17,7 +17,7 @@ from breakeven.price.pricing import PricedTraffic
 from breakeven.results.load import CapacityStudy
 from breakeven.results.store import write
 from breakeven.stats.estimate import Estimate
-from breakeven.traffic.workload import Arrivals, Length, Slo
+from breakeven.traffic.workload import Arrivals, Length, OwnPrompts, Slo
 
 STUDY = """
 load: {rate: 2/s, prompt: 512, output: 96, requests: 200}
@@ -97,6 +97,21 @@ def test_lengths_are_those_the_engine_counted(tmp_path: Path) -> None:
     ]
     (word,) = measured_otherwise(plan, plan.candidates[0], TRAFFIC, made.study([made.dense()], points))
     assert "700 prompt and 96 output tokens" in word
+
+
+def test_a_rate_of_conversations_carries_as_many_requests_as_they_have_turns() -> None:
+    points = [made.point("llama-3.2-1b", rate, 8.0, 1000.0) for rate in made.RATES]
+    talks = msgspec.structs.replace(made.WORKLOAD, turns=3)
+    single, several = (made.study([made.dense()], points, workload=each) for each in (made.WORKLOAD, talks))
+    one, three = (capacity_measured(study, None, 0.9) for study in (single, several))
+    assert (three.value, three.low, three.high) == pytest.approx((3 * one.value, 3 * one.least, 3 * one.most))
+    assert [p.rate_per_s for p in latency_measured(several, None, three)] == [3 * rate for rate in made.RATES]
+    # Of a ramp the requests themselves were counted; of recorded conversations, which may be shorter, they are due.
+    ramp = msgspec.structs.replace(talks, arrivals=Arrivals(process="ramp", rate_per_s=1.0, to_rate_per_s=10.0))
+    assert capacity_measured(made.study([made.dense()], points, workload=ramp), None, 0.9) == one
+    own = msgspec.structs.replace(talks, prompts=OwnPrompts(file="p.jsonl", sha256="0", prompts=40, most_bytes=9))
+    told = capacity_measured(made.study([made.dense()], points, workload=own), None, 0.9)
+    assert told.value == pytest.approx(one.value, rel=0.01)
 
 
 def test_what_was_never_seen_to_fail_is_no_upper_end(tmp_path: Path) -> None:

@@ -117,7 +117,17 @@ def ran_as(study: LoadStudy | CapacityStudy, model: str | None) -> LoadModel:
 
 def _points(study: LoadStudy, model: str | None) -> Sequence[LoadPoint]:
     name = ran_as(study, model).name
-    return [p for p in study.points if p.rate_per_s is not None and p.model == name]
+    return [_in_requests(p, study.workload) for p in study.points if p.rate_per_s is not None and p.model == name]
+
+
+def _in_requests(point: LoadPoint, workload: Workload) -> LoadPoint:
+    """With the rate of its requests: where conversations are offered, each of their turns is one."""
+    if point.rate_per_s is None or workload.offered_unit != "conversations/s":
+        return point
+    # Recorded conversations may be shorter than `turns`.
+    recorded = workload.prompts is not None
+    per_s = point.requests / point.measured_s if recorded else point.rate_per_s * workload.turns
+    return msgspec.structs.replace(point, rate_per_s=per_s)
 
 
 def anchored_at(told: Estimate, predicted: FleetCapacity) -> FleetCapacity:

@@ -28,13 +28,13 @@ from breakeven.measure.events import Event
 from breakeven.measure.load.columns import LoadRun, collect
 from breakeven.measure.load.part import Part, measured_part, meets, sums_by_block
 from breakeven.measure.load.points import output_tokens, rate_spans, values_s
-from breakeven.results.load import Check, CheckedMetric, LoadPoint, LoadStudy
+from breakeven.results.load import Check, CheckedMetric, LoadStudy
 from breakeven.results.metrics import metric_of
 from breakeven.results.point import of_load
 from breakeven.stats import intervals
 from breakeven.stats.estimate import Estimate, measured
 from breakeven.stats.percentiles import wilson
-from breakeven.traffic.workload import Slo
+from breakeven.traffic.workload import Slo, Workload
 
 CONFIDENCE = 0.99
 """Of the verdict, over everything compared."""
@@ -87,7 +87,7 @@ def check(
     slo = baseline.slo
     if logs is None:
         same_slo = baseline.slo == new.slo
-        old_levels, new_levels = (from_points(study.points, with_goodput=same_slo) for study in (baseline, new))
+        old_levels, new_levels = (from_points(study, with_goodput=same_slo) for study in (baseline, new))
     else:
         old_levels, new_levels = (from_log(log, slo) for log in logs)
     loads = list(dict.fromkeys(load for load, _ in old_levels))
@@ -115,7 +115,7 @@ def from_log(log: Iterable[Event], slo: Slo | None) -> dict[Key, Level]:
     """Every metric of every load in a log, from blocks of time."""
     by_load: dict[str, list[LoadRun]] = {}
     for run in collect(log):
-        by_load.setdefault(run.load, []).append(run)
+        by_load.setdefault(_load_today(run.load, run.workload), []).append(run)
     found: dict[Key, Level] = {}
     for load, runs in by_load.items():
         parts = [part for part in map(measured_part, runs) if part.counted_N.any()]
@@ -134,22 +134,27 @@ def from_log(log: Iterable[Event], slo: Slo | None) -> dict[Key, Level]:
     return found
 
 
-def from_points(points: Sequence[LoadPoint], *, with_goodput: bool) -> dict[Key, Level]:
+def _load_today(load: str, workload: Workload) -> str:
+    """What a load is called now: earlier versions called a rate of conversations one of requests."""
+    return load.replace(" req/s", f" {workload.rate_unit}")
+
+
+def from_points(study: LoadStudy, *, with_goodput: bool) -> dict[Key, Level]:
     """The same from a result without its log. Rates have no interval there, goodput only that of its share."""
     found: dict[Key, Level] = {}
-    for point in points:
-        means = of_load(point).metrics
+    for point in study.points:
+        means, load = of_load(point).metrics, _load_today(point.load, study.workload)
         for metric in DELAYS:
             if metric in means and means[metric].value > 0:
-                found[point.load, metric] = _of_estimate(means[metric])
+                found[load, metric] = _of_estimate(means[metric])
         if point.output_tokens_per_s > 0:
-            found[point.load, TOKENS] = Level(math.log(point.output_tokens_per_s), None, None)
+            found[load, TOKENS] = Level(math.log(point.output_tokens_per_s), None, None)
         if with_goodput and point.good is not None and point.concurrency is None:
-            found[point.load, GOODPUT] = _share(point.good.hits, point.good.n)
+            found[load, GOODPUT] = _share(point.good.hits, point.good.n)
         elif with_goodput and point.goodput_per_s:
-            found[point.load, GOODPUT] = Level(math.log(point.goodput_per_s), None, None)
+            found[load, GOODPUT] = Level(math.log(point.goodput_per_s), None, None)
         if point.requests:
-            found[point.load, ERRORS] = _share(point.requests - point.answered, point.requests)
+            found[load, ERRORS] = _share(point.requests - point.answered, point.requests)
     return found
 
 

@@ -152,8 +152,11 @@ def _asked_again(workload: Workload, points: Sequence[LoadPoint]) -> list[str]:
     found = []
     for name in dict.fromkeys(point.model for point in points):
         mine = [point for point in points if point.model == name]
-        kept = [point.cached_prompt_share for point in mine if point.cached_prompt_share is not None]
-        found += asked_again(name, workload, sum(point.requests for point in mine), max(kept, default=None))
+        told = [(p.cached_prompt_share, p.answered * (p.prompt_tokens_mean or 0.0)) for p in mine]
+        known = [(share, tokens) for share, tokens in told if share is not None]
+        tokens = sum(each for _, each in known)
+        kept = sum(share * each for share, each in known) / tokens if tokens else None
+        found += asked_again(name, workload, sum(point.requests for point in mine), kept)
     return found
 
 

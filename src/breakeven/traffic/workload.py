@@ -124,6 +124,11 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """What a rate of arrivals counts: requests, or the beginnings of conversations, or of agents' sessions."""
         return "sessions/s" if self.arrivals.agents is not None else "conversations/s" if self.turns > 1 else "req/s"
 
+    @property
+    def offered_unit(self) -> str:
+        """What the rate that a point of a study was offered counts: without one rate of arrivals, requests as due."""
+        return self.rate_unit if self.arrivals.process in ("constant", "poisson", "gamma") else "req/s"
+
 
 TERMS = {"ttft": "ttft_s", "tpot": "tpot_s", "itl": "itl_s", "e2e": "e2e_s"}
 UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}

@@ -103,15 +103,16 @@ def scale_of(values: Sequence[float], from_zero: bool) -> Scale:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """The axis of load. `key`: rate (requests/s offered) or streams (requests at once)."""
+    """The axis of load. `key`: rate (offered, in `unit`) or streams (requests at once)."""
 
     key: str
     values: tuple[float, ...]
+    unit: str = "req/s"
 
     @property
     def title(self) -> str:
         """What the axis shows."""
-        return "requests/s offered" if self.key == "rate" else "requests at once"
+        return f"{self.unit.replace('req/', 'requests/')} offered" if self.key == "rate" else "requests at once"
 
     @property
     def scale(self) -> Scale:
@@ -145,7 +146,7 @@ def axes_of(study: LoadStudy) -> list[tuple[Axis, list[LoadPoint]]]:
     for key, points in (("rate", open_loop), ("streams", closed)):
         values = tuple(sorted({float((p.rate_per_s if key == "rate" else p.concurrency) or 0.0) for p in points}))
         if len(values) > 1:
-            axis = Axis(key, values)
+            axis = Axis(key, values, study.workload.offered_unit)
             found.append((axis, sorted(points, key=axis.of)))
     return found
 

@@ -148,7 +148,8 @@ def goodput_curve(study: LoadStudy, axis: Axis, points: Sequence[LoadPoint]) -> 
     if not rows:
         return Missing(title, "No service level was asked for, so there is no goodput to draw.")
     crossings = _crossings_of(study, "goodput_per_s")
-    offered = axis.key == "rate"
+    # Of conversations it is not known from their rate how many requests there should be.
+    offered = axis.key == "rate" and axis.unit == "req/s"
     reach = [row[key] for row in rows for key in ("value", "low", "high")] + ([max(axis.values)] if offered else [])
     curve = Curve(rows, axis, Scale(log=False, low=0.0, high=1.05 * max(reach) or 1.0), crossings, offered)
     said = "; ".join(f"{point.model} at {point.load}: {number(point.goodput_per_s or 0.0)}" for point in points)
@@ -247,7 +248,7 @@ def _crossed(crossings: list[Crossing], axis: Axis, width: float) -> list[alt.Ch
 def _crossing_label(found: Crossing, axis: Axis) -> str:
     low, high = (None if end is None else number(end) for end in (found.low, found.high))
     band = f"{low}–{high}" if low and high else f"{low} or more" if low else f"at most {high}" if high else ""
-    unit = "req/s" if axis.key == "rate" else "at once"
+    unit = axis.unit if axis.key == "rate" else "at once"
     return f"cross at {number(found.rate_per_s or 0.0)}" + (f" ({band})" if band else "") + f" {unit}"
 
 
