@@ -151,8 +151,9 @@ def policy_of(plan: CandidatePlan, model: StepModel, context: float) -> Policy:
     said = {
         name: getattr(plan.policy, name) for name in ("max_sequences", "max_step_tokens", "prefix_caching", "kv_tokens")
     }
-    # No engine answers beyond a model's context unless told how to stretch it.
-    policy = replace(engine_policy(model, context), slot_tokens=model.spec.context or None)
+    policy = engine_policy(model, context)
+    if plan.measured is None:  # no engine answers beyond a model's context unless told how, as what was measured was
+        policy = replace(policy, slot_tokens=model.spec.context or None)
     return replace(policy, **{name: value for name, value in said.items() if value is not None})
 
 

@@ -167,7 +167,8 @@ class StepTable:
 
     def __init__(self, model: StepModel, sequences: int, tokens: int, context: int) -> None:
         d_D = _grid(0, sequences, 4)
-        edge = model.constants.graph_tokens if model.constants.launch_layer_s else None
+        costs = model.constants
+        edge = costs.graph_tokens if costs.launch_layer_s or costs.launch_moe_layer_s else None
         p_P = _grid(1, tokens, 4, edge)
         self._c = _grid(_FEWEST_CONTEXT, context, 2).tolist()
         self._q = _grid(_FEWEST_CONTEXT, context, 2).tolist()
