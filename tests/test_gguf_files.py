@@ -310,9 +310,17 @@ def test_a_directory_is_searched_as_downloads_fill_it(tmp_path: Path) -> None:
     (other / "tiny-Q8_0.gguf").symlink_to("../../../blobs/0c1d")
     write_sparse(folder / "sees-F16.gguf", {"general.architecture": "clip"}, [])
     assert resolve_spec(str(tmp_path)).name == "tiny-Q8_0"
+    # Repositories keep the projector and the importance matrix above the folders of formats.
+    for name, keys in {"mmproj-F16": {"general.architecture": "clip"}, "imatrix": {"general.type": "imatrix"}}.items():
+        write_sparse(folder.parent / f"{name}.gguf", keys, [])
+    assert parse_source(str(folder.parent)).path == folder / "tiny-Q8_0.gguf"
     _plain(other / "another.gguf")
     with pytest.raises(UserError, match="holds 2 models"):
         resolve_spec(str(tmp_path))
+    (tmp_path / "loop").mkdir()
+    (tmp_path / "loop" / "x.gguf").symlink_to("x.gguf")
+    with pytest.raises(UserError):
+        resolve_spec(str(tmp_path / "loop"))
 
 
 @pytest.mark.parametrize(

@@ -517,6 +517,9 @@ def test_names_of_other_families() -> None:
         n.split(".")[2] for n in _kept(gemma, "layers.0.moe.experts.0.gate_proj", "layers.0.experts.7", "*.experts.*")
     }
     assert _kept(gemma, "model.language_model.layers.0.experts*")
+    # LongCat's layer is two of ours, the second one dense, and its experts are in its `mlp`.
+    dense = replace(gemma.layers[1], ffn=deepseek.layers[0].ffn)
+    assert _kept(replace(gemma, layers=(gemma.layers[0], dense)), "re:.*\\.0\\.mlp\\.experts\\..*")
     drafting = replace(deepseek, mtp=Mtp((deepseek.layers[-1],)))
     assert all(n.startswith("blk.61.") for n in _kept(drafting, "model.layers.61"))
     assert len(_kept(drafting, "model.layers.61")) == len(_kept(drafting, "mtp.*")) > 5

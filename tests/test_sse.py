@@ -23,7 +23,7 @@ from breakeven.wire.meaning import (
     standing,
 )
 from breakeven.wire.reply import BrokenStreamError, Reply
-from breakeven.wire.sse import BOM, SseCutter, SseParser, fields_of, mended, split_events
+from breakeven.wire.sse import _ODD, BOM, SseCutter, SseParser, fields_of, mended, split_events
 
 _bits = st.sampled_from(
     [b"data: ", b"data:", b"data", b"event: x", b"\n", b"\n\n", b"\r\n", b"\r", b"{}", b"[DONE]", b": note", b" ",
@@ -608,6 +608,13 @@ def test_no_bytes_make_it_fall_over(junk: bytes) -> None:
 )
 def test_what_servers_write_that_is_no_json_is_mended(sent: bytes, read: object) -> None:
     assert msgspec.json.decode(mended(sent)) == read
+
+
+def test_a_text_without_an_end_is_looked_at_once() -> None:
+    """Else each quote in it is a beginning that is looked for to the end: twelve seconds for one event of 64 KiB."""
+    sent = b'N"' + b'\\"' * 20_000
+    assert mended(sent) == sent
+    assert len(_ODD.findall(sent)) == 1
 
 
 @pytest.mark.parametrize("odd", [b'"\\ud83d"', b'"a","logprobs":NaN'])

@@ -184,7 +184,7 @@ def _only_gguf(directory: Path) -> Path | None:
 
     found = [p for p in _ggufs(directory) if "mmproj" not in p.name and first_part(p) == p]
     # One file under two names, as a hub's cache has it, is one model.
-    found = list({p.resolve(): p for p in reversed(found)}.values())[::-1]
+    found = list({os.path.realpath(p): p for p in reversed(found)}.values())[::-1]
     if len(found) > 1:
         found = [p for p in found if not _is_no_model(p)] or found
     if len(found) > 1:
@@ -194,13 +194,17 @@ def _only_gguf(directory: Path) -> Path | None:
 
 
 def _ggufs(directory: Path) -> list[Path]:
+    """Those of the first depth that has more than what belongs to models below: projectors, importance matrices."""
+    beside: list[Path] = []
     for depth in range(_MOST_FOLDERS + 1):
         under = sorted(islice(directory.glob("/".join(("*",) * (depth + 1))), _MOST_FILES))
-        if found := [p for p in under if p.suffix.lower() == ".gguf"]:
+        found = [p for p in under if p.suffix.lower() == ".gguf"]
+        if any("mmproj" not in p.name and "imatrix" not in p.name for p in found):
             return found
+        beside = beside or found
         if any(p.name == "config.json" for p in under):
-            return []
-    return []
+            break
+    return beside
 
 
 def _is_no_model(path: Path) -> bool:

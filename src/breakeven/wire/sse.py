@@ -22,8 +22,8 @@ DONE = b"data: [DONE]\n\n"
 BOM = b"\xef\xbb\xbf"
 _BLANK = re.compile(rb"\n\n|[\n\r]\r\n?")
 """A line's end and the empty line after it, however the two are written. The LF of a CRLF may come later."""
-_ODD = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b', re.DOTALL)
-"""A text, or a number that JSON does not have."""
+_ODD = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|-?\b(?:NaN|Infinity)\b', re.DOTALL)
+"""A text, or a number that JSON does not have. A text without an end is one whole: else each quote in it is tried."""
 _ESCAPES = re.compile(rb"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)")
 """An escaped backslash, a whole pair, and half of one."""
 _NAMELESS: tuple[bytes, ...] = ()

@@ -122,8 +122,9 @@ def _inside(spec: ModelSpec, layer: int, stem: str) -> Iterator[str]:
 
 
 def _beside_dense(spec: ModelSpec, layer: int) -> bool:
-    ffn = spec.layers[layer].ffn if layer < len(spec.layers) else None
-    return isinstance(ffn, MoeFfn) and ffn.dense_width > 0
+    """Not those of LongCat, whose layers stand here as two, the second one dense: they are in `mlp` all the same."""
+    ffns = [each.ffn for each in spec.layers[layer : layer + 2]]
+    return all(isinstance(ffn, MoeFfn) for ffn in ffns) and any(getattr(ffn, "dense_width", 0) for ffn in ffns[:1])
 
 
 def _ffn(stem: str) -> tuple[str, ...]:

@@ -250,7 +250,8 @@ def _gates(c: Config, cls: ModelClass, count: int) -> list[OutputGate]:
     if listed is not None:
         c.touch("gating")
         return [OutputGate.HEAD if "head" in str(word) else OutputGate.FULL for word in listed]
-    if c.flag_or(False, "use_head_wise_attn_gate", "use_headwise_gate", "headwise_attn_output_gate"):
+    by_head = ("use_head_wise_attn_gate", "use_headwise_gate", "headwise_attn_output_gate")
+    if c.flag_or(False, *by_head):
         return [OutputGate.HEAD] * count
     for key in ("attn_output_gate", "attention_output_gate", "gating", "use_output_gate", "mla_use_output_gate",
                 "elementwise_attn_output_gate", "use_attn_gate", "use_attention_gate"):  # fmt: skip
@@ -261,7 +262,7 @@ def _gates(c: Config, cls: ModelClass, count: int) -> list[OutputGate]:
             return [OutputGate.NONE] * count
         if isinstance(value, str):
             return [OutputGate.HEAD if "head" in value else OutputGate.FULL] * count
-    return [cls.gate] * count
+    return [OutputGate.NONE if cls.gate is OutputGate.HEAD and c.has(*by_head) else cls.gate] * count
 
 
 def _mla(c: Config, cls: ModelClass) -> Mla:
