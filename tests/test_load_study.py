@@ -15,7 +15,7 @@ from breakeven.results.load import Crossing, LoadDifference, LoadModel, LoadPoin
 from breakeven.runs.capacity_study import capacity_study
 from breakeven.runs.load_study import headline, load_study
 from breakeven.stats.estimate import Estimate
-from breakeven.traffic.workload import OwnPrompts, Slo
+from breakeven.traffic.workload import OwnPrompts, Slo, Workload
 from tests.load_report_fixtures import point
 
 
@@ -30,6 +30,22 @@ def crossing(metric: str, at: float | None) -> Crossing:
 
 
 POINTS = [point(name, rate, 20.0) for rate in (2.0, 5.0) for name in ("moe", "dense")]
+
+
+def opening_of(workload: Workload) -> LoadStudyStarted:
+    """Of a bench of one server, "a"."""
+    return LoadStudyStarted(
+        kind="bench",
+        fingerprint="f",
+        version="0.1",
+        started_at="2026-01-01T00:00:00Z",
+        command="breakeven bench",
+        seed=1,
+        machine=MACHINE,
+        models=[LoadModel(name="a", source="http://a/v1", synthetic=False, moe=None)],
+        workload=workload,
+        slo=None,
+    )
 
 
 def test_nothing_measured_is_said() -> None:
@@ -142,18 +158,7 @@ def test_an_answer_that_nobody_counted_has_no_length_of_zero() -> None:
 
 
 def test_answers_cut_short_by_a_server_that_takes_no_orders_are_explained(tmp_path: Path) -> None:
-    opening = LoadStudyStarted(
-        kind="bench",
-        fingerprint="f",
-        version="0.1",
-        started_at="2026-01-01T00:00:00Z",
-        command="breakeven bench",
-        seed=1,
-        machine=MACHINE,
-        models=[LoadModel(name="a", source="http://a/v1", synthetic=False, moe=None)],
-        workload=POISSON,
-        slo=None,
-    )
+    opening = opening_of(POISSON)
     rows = [request(i, due_s=i / 10, error=None if i % 2 else "short") for i in range(50)]
     with EventWriter(tmp_path / "events.jsonl") as log:
         for event in [opening, *run(rows, to_s=10)]:
@@ -204,18 +209,7 @@ def test_own_prompts_that_were_asked_again_are_said(tmp_path: Path, kept: int | 
 def test_what_was_kept_of_own_prompts_is_that_of_all_loads(tmp_path: Path) -> None:
     own = OwnPrompts(file="own.jsonl", sha256="0", prompts=5, most_bytes=10)
     workload = msgspec.structs.replace(POISSON, prompts=own)
-    opening = LoadStudyStarted(
-        kind="bench",
-        fingerprint="f",
-        version="0.1",
-        started_at="2026-01-01T00:00:00Z",
-        command="breakeven bench",
-        seed=1,
-        machine=MACHINE,
-        models=[LoadModel(name="a", source="http://a/v1", synthetic=False, moe=None)],
-        workload=workload,
-        slo=None,
-    )
+    opening = opening_of(workload)
     with EventWriter(tmp_path / "events.jsonl") as log:
         log.append(opening)
         for block, kept in (("b", 0), ("c", 90)):
@@ -228,18 +222,7 @@ def test_what_was_kept_of_own_prompts_is_that_of_all_loads(tmp_path: Path) -> No
 
 
 def test_the_first_of_some_failures_is_told_in_the_server_s_words(tmp_path: Path) -> None:
-    opening = LoadStudyStarted(
-        kind="bench",
-        fingerprint="f",
-        version="0.1",
-        started_at="2026-01-01T00:00:00Z",
-        command="breakeven bench",
-        seed=1,
-        machine=MACHINE,
-        models=[LoadModel(name="a", source="http://a/v1", synthetic=False, moe=None)],
-        workload=POISSON,
-        slo=None,
-    )
+    opening = opening_of(POISSON)
     words = "this model's maximum context length is 4096 tokens"
     rows = [request(i, due_s=i / 10, error=None if i else "http_400", detail=words) for i in range(50)]
     with EventWriter(tmp_path / "events.jsonl") as log:
