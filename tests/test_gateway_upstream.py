@@ -30,6 +30,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from breakeven.gateway.plan.model import Timeouts
+from breakeven.wire import connection as connection_module
 from breakeven.wire.client import GetError, HttpClient
 from breakeven.wire.connection import ClientConnection, Exchange
 
@@ -548,16 +549,22 @@ async def test_closing_ends_everything_in_silence() -> None:
 
 
 def _driven(data: list[bytes], *, lost: bool = True) -> Memory:
-    """What a sink hears when an answer comes in these pieces."""
-    upstream = HttpClient("http://127.0.0.1:1", timeouts=PATIENT, response_bytes=4096)
-    connection, memory = ClientConnection(upstream), Memory()
-    connection.connection_made(FakeTransport())  # type: ignore[arg-type]
-    connection.send(Exchange(upstream, b"POST / HTTP/1.1\r\n\r\n", b"", memory, 0))
-    for piece in data:
-        connection.data_received(piece)
-    if lost:
-        connection.connection_lost(None)
-    return memory
+    """What a sink hears when an answer comes in these pieces, none of them while nothing is to be read."""
+
+    async def drive() -> Memory:
+        upstream = HttpClient("http://127.0.0.1:1", timeouts=PATIENT, response_bytes=4096)
+        connection, memory, transport = ClientConnection(upstream), Memory(), FakeTransport()
+        connection.connection_made(transport)  # type: ignore[arg-type]
+        connection.send(Exchange(upstream, b"POST / HTTP/1.1\r\n\r\n", b"", memory, 0))
+        for piece in data:
+            while transport.paused and not transport.closing:
+                await asyncio.sleep(0)
+            connection.data_received(piece)
+        if lost:
+            connection.connection_lost(None)
+        return memory
+
+    return asyncio.run(drive())
 
 
 ANSWER = (
@@ -566,7 +573,10 @@ ANSWER = (
 )
 
 
-def test_an_answer_means_the_same_wherever_it_is_split() -> None:
+@pytest.mark.parametrize("long_ns", [connection_module.LONG_NS, -1], ids=["quick", "slow"])
+def test_an_answer_means_the_same_wherever_it_is_split(long_ns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "LONG_NS", long_ns)
+
     def heard(memory: Memory) -> tuple[object, ...]:
         return memory.ends, memory.status, memory.body, list(memory.headers), memory.calls[0], memory.calls[-1]
 

@@ -24,7 +24,7 @@ from breakeven.measure.player.tally import (
     mean_per_s,
     peak_per_s,
 )
-from breakeven.wire.client import new_loop
+from breakeven.wire.loop import new_loop
 from tests.load_fixtures import PlainBodies, backend_at, closed_schedule, schedule_of
 
 LOOPS = [asyncio.new_event_loop, new_loop]

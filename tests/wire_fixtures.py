@@ -14,7 +14,7 @@ from golden_server import GoldenServer
 from breakeven.engines.backend import Backend
 from breakeven.measure.events import RequestDone
 from breakeven.measure.pool import Call, Pool
-from breakeven.wire.client import new_loop
+from breakeven.wire.loop import new_loop
 
 DONE = b'data: {"choices":[{"text":"a","finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 

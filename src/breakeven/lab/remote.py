@@ -25,6 +25,7 @@ from breakeven.lab.lockstep import extra_space
 from breakeven.lab.tally import BlockScore, Tally, bits
 from breakeven.lab.tasks import OnStep, Prompt, Said
 from breakeven.wire.client import GetError, HttpClient
+from breakeven.wire.loop import run_async
 from breakeven.wire.meaning import error_text
 
 AT_ONCE = 4
@@ -227,7 +228,7 @@ class Remote:
         self, asked: Sequence[tuple[str, bytes]], on_step: OnStep = lambda what, share: None, tries: int = _TRIES
     ) -> list[_Reply]:
         """The answers, in order. Raises UserError for a refusal, EngineError for what is no answer."""
-        return asyncio.run(self._all(asked, on_step, tries))
+        return run_async(lambda: self._all(asked, on_step, tries))
 
     async def _all(self, asked: Sequence[tuple[str, bytes]], on_step: OnStep, tries: int) -> list[_Reply]:
         dialect = self.backend.dialect

@@ -25,8 +25,8 @@ from breakeven.errors import BreakevenError
 from breakeven.measure.events import ClientCeiling, RequestDone
 from breakeven.measure.player.clocks import quiet_gc
 from breakeven.measure.pool import Call, Pool
-from breakeven.wire.client import new_loop
 from breakeven.wire.instant import instant_server
+from breakeven.wire.loop import new_loop, run_async
 
 STREAMS = 64
 """Requests under way at once in each process."""
@@ -109,8 +109,7 @@ def _together(kind: Kind, urls: list[str], seconds: float) -> list[_Count]:
 
 def count_for(kind: Kind, url: str, seconds: float) -> _Count:
     """Drive the instant server at `url` with STREAMS closed streams. Raises BreakevenError if a request fails."""
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        return runner.run(_count(kind, url, seconds))
+    return run_async(lambda: _count(kind, url, seconds), new_loop)
 
 
 async def _count(kind: Kind, url: str, seconds: float) -> _Count:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from breakeven.measure import events
 from breakeven.measure.energy import EnergyCounter
 from breakeven.measure.paired.blocks import decode_tokens_per_s, decode_window_ns
 from breakeven.measure.runner import BlockRunner, Candidate, PromptMaker, raise_failed, run_block
+from breakeven.wire.loop import run_async
 
 MAX_ATTEMPTS = 2
 WARM_UP_STREAMS, WARM_UP_PROMPT, WARM_UP_OUTPUT = 2, 16, 8
@@ -45,7 +45,7 @@ class ProbeRun:
         """One short block, never counted. Raises EngineError when it fails."""
         texts = [f"warm-up/{i}" for i in range(WARM_UP_STREAMS)]
         requests = self._maker.requests("warm-up", texts, WARM_UP_PROMPT, WARM_UP_OUTPUT)
-        results = asyncio.run(run_block(self.candidate.backend, requests))
+        results = run_async(lambda: run_block(self.candidate.backend, requests))
         self.candidate.alive()
         raise_failed(self.candidate, results)
 

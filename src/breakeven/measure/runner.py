@@ -23,6 +23,7 @@ from breakeven.measure.player.clocks import quiet_gc
 from breakeven.measure.pool import STALL_TIMEOUT_S, Call, Pool
 from breakeven.traffic import prompts
 from breakeven.wire.dialects import completion_fields
+from breakeven.wire.loop import run_async
 
 ERROR_KINDS = ("timeout", "unreachable", "reset", "broken_stream", "refused", "empty", "short", "cancelled")
 """What `RequestDone.error` can be, beside `http_<status>`.
@@ -204,7 +205,7 @@ class BlockRunner:
                 turn=turn,
             )
         )
-        results, during = asyncio.run(_run_watched(backend, requests, self.listen))
+        results, during = run_async(lambda: _run_watched(backend, requests, self.listen))
         after = noise.sample(self.pids)
         spent = self.energy.read_joules() - joules if self.energy and joules is not None else None
         candidate.alive()

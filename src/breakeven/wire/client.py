@@ -64,15 +64,6 @@ class Waits(Protocol):
     def total_s(self) -> float: ...
 
 
-def new_loop() -> asyncio.AbstractEventLoop:
-    """An event loop: uvloop's where it is installed, else asyncio's own."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
-
-
 class GetError(BreakevenError):
     """A backend did not answer a question of ours; `trouble` says how."""
 

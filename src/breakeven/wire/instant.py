@@ -21,8 +21,8 @@ from functools import cache
 
 from breakeven.errors import BreakevenError
 from breakeven.wire.answer import HttpAnswer
-from breakeven.wire.client import new_loop
 from breakeven.wire.listen import open_sockets
+from breakeven.wire.loop import new_loop, run_async
 from breakeven.wire.message import Request
 from breakeven.wire.server import HttpServer
 
@@ -154,5 +154,4 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_serve())
+    run_async(_serve, new_loop)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from breakeven.measure.paired.pairs import load_states, pair_rows
 from breakeven.measure.paired.plan import Enough, Plan, next_load, order
 from breakeven.measure.progress import RatioRow
 from breakeven.measure.runner import BlockRunner, Candidate, PromptMaker, raise_failed, run_block
+from breakeven.wire.loop import run_async
 
 MAX_ATTEMPTS = 3
 """A noisy block is run again at most this often; the last attempt counts, and is flagged."""
@@ -91,7 +91,7 @@ class PairedRun:
         """One short request with text of its own, never counted; it also tells how long a text's token is."""
         output_tokens = min(WARM_UP_OUTPUT, self.plan.output_tokens)
         requests = maker.requests("warm-up", ["warm-up/0"], self.plan.prompt_tokens, output_tokens)
-        results = asyncio.run(run_block(maker.candidate.backend, requests))
+        results = run_async(lambda: run_block(maker.candidate.backend, requests))
         maker.candidate.alive()
         raise_failed(maker.candidate, results)
         maker.learn(requests[0], results[0])

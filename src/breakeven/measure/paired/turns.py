@@ -7,7 +7,6 @@ prompts; even turns go forward, odd ones backward.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +20,7 @@ from breakeven.measure.paired.plan import Enough, LoadSoFar, Plan, next_turn, or
 from breakeven.measure.paired.run import PairedRun
 from breakeven.measure.progress import RatioRow
 from breakeven.measure.runner import Candidate, PromptMaker, raise_failed, run_block
+from breakeven.wire.loop import run_async
 
 
 @dataclass(slots=True)
@@ -126,7 +126,7 @@ class TurnsRun:
         texts = [f"warm-up/{i}" for i in range(streams)]
         requests = maker.requests("warm-up", texts, self.plan.prompt_tokens, self.plan.output_tokens)
         began = time.monotonic()
-        results = asyncio.run(run_block(maker.candidate.backend, requests))
+        results = run_async(lambda: run_block(maker.candidate.backend, requests))
         maker.candidate.alive()
         raise_failed(maker.candidate, results)
         maker.learn(requests[0], results[0])

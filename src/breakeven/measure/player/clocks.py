@@ -18,11 +18,14 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from breakeven.errors import BreakevenError
-from breakeven.wire.client import new_loop
+from breakeven.wire.loop import new_loop, run_async
+
+T = TypeVar("T")
 
 _S = 1_000_000_000
 
@@ -156,8 +159,7 @@ def quick_switches() -> Iterator[None]:
         sys.setswitchinterval(before_s)
 
 
-@contextlib.contextmanager
-def quiet_loop() -> Iterator[asyncio.Runner]:
-    """A loop to play on: no garbage collector, and no other thread for long."""
-    with quiet_gc(), quick_switches(), asyncio.Runner(loop_factory=new_loop) as runner:
-        yield runner
+def run_quietly(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """`run_async` to play: no garbage collector, and no other thread for long."""
+    with quiet_gc(), quick_switches():
+        return run_async(start, new_loop)

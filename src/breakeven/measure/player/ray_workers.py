@@ -21,7 +21,7 @@ import msgspec
 
 from breakeven.errors import BreakevenError, UserError
 from breakeven.measure.events import LoadWorker
-from breakeven.measure.player.clocks import MOST_UNCERTAIN_NS, Offset, measure_offset, quiet_loop
+from breakeven.measure.player.clocks import MOST_UNCERTAIN_NS, Offset, measure_offset, run_quietly
 from breakeven.measure.player.dispatch import Player
 from breakeven.measure.player.job import Job, Outstanding, parts
 from breakeven.measure.player.tally import Batch, Recorder
@@ -81,8 +81,7 @@ class Playing:
 
     def _run(self, start_ns: int, shift_ns: int) -> None:
         try:
-            with quiet_loop() as runner:
-                runner.run(self._play(start_ns, shift_ns))
+            run_quietly(lambda: self._play(start_ns, shift_ns))
         except Exception as error:
             self._error = f"{type(error).__name__}: {error}"
         self._queue.put(None)

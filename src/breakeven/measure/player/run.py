@@ -25,7 +25,7 @@ from breakeven.errors import BreakevenError, UserError
 from breakeven.measure.bodies import Bodies
 from breakeven.measure.energy import EnergyCounter
 from breakeven.measure.events import ClientCeiling, Event, EventWriter, LoadDone, LoadStarted, LoadWorker, NoiseSample
-from breakeven.measure.player.clocks import quiet_loop
+from breakeven.measure.player.clocks import run_quietly
 from breakeven.measure.player.dispatch import FAILED, INTERRUPTED, Player
 from breakeven.measure.player.job import Job
 from breakeven.measure.player.ray_workers import RayCrew
@@ -205,8 +205,7 @@ def run_load(
         shares_cores=_is_here(backend),
     )
     run = _Run(job, log, tally, started, on_state, alive, pids, energy, stop)
-    with quiet_loop() as runner:
-        done = runner.run(run.play(_crew(job, processes, ray_address, run.take)))
+    done = run_quietly(lambda: run.play(_crew(job, processes, ray_address, run.take)))
     with contextlib.suppress(BreakevenError) if run.error is not None else contextlib.nullcontext():
         log.append(done)
     if run.error is not None:

@@ -29,7 +29,7 @@ import msgspec
 
 from breakeven.errors import BreakevenError
 from breakeven.measure.events import LoadWorker
-from breakeven.measure.player.clocks import quiet_loop
+from breakeven.measure.player.clocks import run_quietly
 from breakeven.measure.player.dispatch import Player
 from breakeven.measure.player.job import Job, Outstanding, parts
 from breakeven.measure.player.tally import Batch, Recorder
@@ -324,8 +324,7 @@ def main() -> None:
     pipe = _Pipe(os.dup(sys.stdout.fileno()))
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
-        with quiet_loop() as runner:
-            runner.run(_play(pipe, sys.stdin.buffer))
+        run_quietly(lambda: _play(pipe, sys.stdin.buffer))
         pipe.send(Over())
     except asyncio.CancelledError:  # told to stop before the start
         pipe.send(Over())
