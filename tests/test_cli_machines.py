@@ -41,3 +41,6 @@ def test_full_is_a_line_for_every_chip() -> None:
     done = run_here("machines", "--full", columns=100)
     first = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
     assert {chip.slug for chip in breakeven.machines()} <= set(first)
+    refused = run_here("machines", "rtx-3090", "--full")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "leave it out to read of rtx-3090" in refused.stderr

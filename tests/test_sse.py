@@ -577,6 +577,12 @@ def test_how_long_a_busy_backend_is_left_alone(headers: dict[str, str], seconds:
     assert asked_wait_s(told, 1_445_412_480.0) == seconds
 
 
+@pytest.mark.parametrize("wrapped", ["{}", "[{}]", " [\n{}]\n"])
+def test_an_error_is_read_bare_or_as_a_list_of_one(wrapped: str) -> None:
+    told = '{"error": {"code": 400, "message": "Unknown name \\"seed\\"", "status": "INVALID_ARGUMENT"}}'
+    assert error_text(wrapped.replace("{}", told).encode()) == 'Unknown name "seed"'
+
+
 @given(st.binary(max_size=200), st.binary(max_size=8))
 def test_no_bytes_make_the_table_fall_over(junk: bytes, name: bytes) -> None:
     event_kind(junk, name)

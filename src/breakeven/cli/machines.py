@@ -8,6 +8,7 @@ import typer
 
 import breakeven
 from breakeven.cli.words import print_json
+from breakeven.errors import UserError
 
 SCHEMA = "breakeven.machines/1"
 
@@ -36,6 +37,8 @@ def machines(
 
     from breakeven.pages.chips import print_chip, print_chip_names, print_chips, print_machine
 
+    if name is not None and full:
+        raise UserError(f"--full gives the list a line for every chip; leave it out to read of {name}")
     if name is None:
         found = breakeven.machines()
         if json:

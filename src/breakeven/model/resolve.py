@@ -188,7 +188,7 @@ def _only_gguf(directory: Path) -> Path | None:
     if len(found) > 1:
         found = [p for p in found if not _is_no_model(p)] or found
     if len(found) > 1:
-        names = ", ".join(p.name for p in found[:4]) + (" ..." if len(found) > 4 else "")
+        names = ", ".join(str(p.relative_to(directory)) for p in found[:4]) + (" ..." if len(found) > 4 else "")
         raise UserError(f"{directory}: holds {len(found)} models ({names}); give one of the files")
     return found[0] if found else None
 

@@ -363,7 +363,7 @@ def _arrivals(words: Words, trace: TraceRows | None, think_s: float) -> list[Arr
     if not timed and words.arrivals != "poisson":
         raise UserError(f"--arrivals {words.arrivals} goes with --rate; a trace and streams know when to ask")
     if think_s and words.turns == 1 and (timed or trace is not None):
-        raise UserError("--think is the pause of somebody who asks again; give it with --concurrency or --turns")
+        raise UserError("--think is the pause of somebody who asks again; it goes with --turns, or with --concurrency")
     if trace is not None:
         if not 0 < words.speed <= 1e6:
             raise UserError(f"--speed {words.speed:g}: give how many times as fast as recorded, such as 0.5")

@@ -347,7 +347,9 @@ def _told_error(body: bytes, alone: bool = False) -> bool | None:
 def error_text(data: bytes, most: int = 200) -> str:
     """What an error event or body says in words, for a log: one line, printable, at most `most` characters."""
     try:
-        told = _decode_body(data)
+        bare = data.strip()
+        listed = bare.startswith(b"[") and bare.endswith(b"]")  # one error, as Gemini tells it
+        told = _decode_body(bare[1:-1] if listed else bare)
     except _UNREADABLE:
         text = data.decode(errors="replace")
     else:
