@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench.gateway_goodput import ratio_text
-from bench.goodput.backends import Engine, Hosted
+from bench.goodput.backends import server_of
 from bench.goodput.cases import CASES, cuts
 from bench.goodput.play import play
 from breakeven.forecast.simulator.state import Jobs
@@ -16,18 +16,22 @@ from breakeven.forecast.simulator.state import Jobs
 TRACE = Path(__file__).parent.parent / "examples" / "traces" / "azure-conversations-5min.csv"
 
 
-@pytest.mark.parametrize("kind", [Engine, Hosted])
-def test_a_copy_of_a_backend_ends_as_the_backend_does(kind: type[Engine] | type[Hosted]) -> None:
-    case = CASES["edge"] if kind is Hosted else CASES["gpu"]
+@pytest.mark.parametrize("name", ["gpu", "desk", "edge"])
+def test_a_copy_of_a_backend_ends_as_the_backend_does_and_changes_nothing_in_it(name: str) -> None:
+    case = CASES[name]
     asked = cuts(TRACE, 40, 1, (0,))[0].at(20.0)
-    jobs = Jobs(asked)
-    server = kind(case.moe, asked, jobs, 3)
+    jobs, uncopied = Jobs(asked), Jobs(asked)
+    server, alone = (server_of(case.moe, asked, each, 3) for each in (jobs, uncopied))
     told: tuple[list[float], list[float]] = ([], [])
     for i, now_s in enumerate(asked.arrival_s_N.tolist()):
         server.move(now_s)
         told = server.fork(list(range(i)), i, now_s)
         server.send(i, now_s)
-    server.move(float("inf"))
+        alone.move(now_s)
+        alone.send(i, now_s)
+    for each in (server, alone):
+        each.move(float("inf"))
+    assert (jobs.first_s, jobs.end_s) == (uncopied.first_s, uncopied.end_s)
     # Nobody came after the last one, so its copy said how everybody ends.
     assert told[0] == pytest.approx(jobs.first_s)
     assert told[1] == pytest.approx(jobs.end_s)

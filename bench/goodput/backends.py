@@ -5,7 +5,7 @@ Both write into `Jobs.first_s` and `Jobs.end_s`; whoever reads them looks only a
 
 from __future__ import annotations
 
-from copy import copy
+from copy import copy, deepcopy
 from math import inf
 from random import Random
 from typing import Protocol
@@ -147,10 +147,11 @@ def _twin(replica: Replica) -> Replica:
     twin = object.__new__(Replica)
     for name in Replica.__slots__:
         value = getattr(replica, name)
-        setattr(twin, name, value if isinstance(value, (int, float)) or name in _FIXED else copy(value))
-    blocks = twin._blocks
-    blocks.users, blocks.idle = blocks.users.copy(), blocks.idle.copy()
+        if name not in _FIXED:
+            value = deepcopy(value) if name in _OF_PARTS else copy(value)
+        setattr(twin, name, value)
     return twin
 
 
 _FIXED = ("_jobs", "_policy", "_table", "segments")
+_OF_PARTS = ("_blocks", "_cross", "_slots")
