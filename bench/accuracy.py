@@ -33,13 +33,16 @@ Floats = NDArray[np.float64]
 OURS = "this model"
 TITLES = {
     "serving": "Served by vLLM: time between tokens",
-    "local": "One stream under llama.cpp, Ollama or MLX",
+    "local": "Under llama.cpp, Ollama or MLX: one stream, and several",
 }
 
 
 def median(errors: Floats) -> str:
     """Median |predicted / published - 1| in percent."""
-    return f"{100 * float(np.median(np.abs(np.expm1(errors)))):.0f} %" if len(errors) else ""
+    if not len(errors):
+        return ""
+    found = float(np.median(np.abs(np.expm1(errors))))
+    return f"{100 * found:.0f} %" if np.isfinite(found) else "not defined"
 
 
 def rows_of(observations: Sequence[Observation]) -> list[tuple[str, str, str, list[int]]]:
@@ -63,7 +66,7 @@ def table(data: Path, family: str) -> str:
     whole: Fit | None = None
     columns: dict[str, list[Floats]] = {}
     for name in [OURS, *BASELINES]:
-        with nullcontext() if name == OURS else occupancy(BASELINES[name]):
+        with np.errstate(invalid="ignore"), nullcontext() if name == OURS else occupancy(BASELINES[name]):
             fit = fitted(asked, base, start=whole) if whole is None else fitted(asked, base, start=whole, rounds=4)
             columns[name] = left_out(asked, fit, by_model, by_machine)
         whole = whole or fit
