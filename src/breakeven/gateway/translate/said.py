@@ -282,6 +282,7 @@ def _parts(message: Json) -> list[AnswerPart]:
     """What a message or a delta of chat brings, reasoning first."""
     found: list[AnswerPart] = []
     thought = message.get("reasoning_content") or message.get("reasoning") or message.get("thinking")
+    thought = thought or message.get("reasoning_text")
     if isinstance(thought, str) and thought:
         found.append(AnswerPart("thought", thought))
     content = message.get("content")
