@@ -514,6 +514,13 @@ def test_an_answer_in_one_piece_is_held_while_it_is_short_enough_for_an_error() 
     assert opens(b"x" * 20_000, b"y", streams=False)[:2] == ("content", 1)
     # What came at once goes at once, when its end is known to be good.
     assert opens(b"x" * 20_000, streams=False, length=20_000)[:2] == ("content", 2)
+    # An error that repeats all that was sent is one, however long.
+    long = json.dumps({"error": {"message": "no memory", "code": 503, "input": "x" * 40_000}}).encode()
+    for pieces, length in (([long[:30_000], long[30_000:]], -1), ([long], len(long))):
+        found, _, opening = opens(*pieces, streams=False, length=length)
+        assert (found, opening.status, opening.message) == ("error", 503, "no memory")
+    good = json.dumps({"error": None, "choices": [{"message": {"content": "x" * 40_000}}]}).encode()
+    assert opens(good[:30_000], good[30_000:], streams=False)[:2] == ("content", 1)
     # A web page is none, however long, and whatever its type says.
     page = b"\n<!doctype html>" + b"x" * 20_000
     assert opens(page[:9], page[9:], streams=False)[:2] == ("none", 2)

@@ -36,6 +36,7 @@ _WRONG_KEY = re.compile(
     re.IGNORECASE,
 )
 """What servers say of a key that answer 400 where others answer 401 (xAI, Gemini)."""
+_ERROR_FIRST = re.compile(rb'\s*\{\s*"error"\s*:\s*[{"\[]')
 _FILTERED = re.compile(rb'content_filter|"(?:finish|stop)_reason"\s*:\s*"(?:refusal|sensitive)"')
 """OpenAI's and Azure's word, Anthropic's, z.ai's."""
 First = Literal["", "content", "declined", "error", "empty", "none"]
@@ -94,7 +95,8 @@ class Opening:
             at_once = len(self._parts) == 1 and self._size == self._length
             if self._size <= SHORT_BYTES or at_once or self._whole:
                 return ""
-            return "none" if self._is_page() else "content"
+            self._whole = self._is_error()
+            return "" if self._whole else "none" if self._is_page() else "content"
         for raw in cutter.feed(data):
             if raw == self._idle or raw.isspace():
                 continue
@@ -119,7 +121,7 @@ class Opening:
             # Some servers leave the last empty line out.
             if first := self._event(*fields_of(self._cutter.rest() + b"\n\n")):
                 return first
-        elif self._size > SHORT_BYTES and not self._whole:
+        elif self._size > SHORT_BYTES and not self._whole and not self._is_error():
             return "none" if self._is_page() else "content"
         body = b"".join(self._parts)
         # A document in place of a stream is an answer all the same, where no type said that it would be one.
@@ -131,6 +133,10 @@ class Opening:
         if kind == "error":
             return self._error(body)
         return "content" if kind == "content" or (self._any and body.strip()) else "none"
+
+    def _is_error(self) -> bool:
+        """Whether a long document begins as an error does that repeats what was sent."""
+        return _ERROR_FIRST.match(self.held[:SHORT_BYTES]) is not None
 
     def _is_page(self) -> bool:
         """Whether a long document is a web page, though no type says so: of text that is asked for, none begins so."""
