@@ -195,6 +195,8 @@ def test_fields_are_dropped_renamed_and_added_and_what_a_request_says_itself_sta
         (400, {"error": {"message": "Additional properties are not allowed ('seed' was unexpected)"}}, "seed"),
         (400, {"error": {"message": "unrecognized argument: seed"}}, "seed"),
         (400, {"error": "Argument not supported on this model: seed"}, "seed"),
+        # Amazon Bedrock
+        (400, {"message": "Malformed input request: #: extraneous key [seed] is not permitted"}, "seed"),
         (400, {"error": {"message": "unrecognized: ['stream_options', 'seed']"}}, "seed"),
         (400, {"error": {"message": "it is unknown", "param": "stream_options", "code": 400}}, "stream_options"),
         # Of a field with parts the part is meant, but for what the field is for.

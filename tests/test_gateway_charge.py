@@ -543,6 +543,49 @@ def test_a_whole_answer(
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("usage", "logged"),
+    [
+        ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, (None, None)),
+        ({"prompt_tokens": 12, "completion_tokens": 0}, (12, None)),
+        (COUNTS, (12, 3)),
+    ],
+)
+def test_a_count_of_nothing_beside_an_answer_is_logged_as_none(
+    stream: bool, usage: dict[str, int], logged: tuple[int | None, int | None]
+) -> None:
+    """Else recorded traffic is played with prompts and answers of one token."""
+
+    def play() -> None:
+        world = World()
+        world.ask(stream=stream)
+        choice = {"index": 0, "finish_reason": "stop", ("delta" if stream else "message"): {"content": "a b c"}}
+        body = json.dumps({"choices": [choice], "usage": usage}).encode()
+        kind = b"text/event-stream" if stream else b"application/json"
+        end(world, [(b"content-type", kind)], b"data: " + body + b"\n\ndata: [DONE]\n\n" if stream else body)
+        (record,) = world.records
+        assert (record.prompt_tokens, record.output_tokens) == logged
+        assert (record.charged_prompt_tokens is None) == (logged[0] is not None)
+        assert (record.charged_output_tokens is None) == (logged[1] is not None)
+
+    run(play)
+
+
+def test_an_empty_content_encoding_is_none() -> None:
+    """An error is read as one, and the next backend asked."""
+
+    def play() -> None:
+        world = World()
+        world.ask()
+        headers = [(b"content-type", b"application/json"), (b"content-encoding", b"")]
+        end(world, headers, b'{"error": {"code": 503, "message": "busy", "type": "server_error"}}')
+        assert world.sent == 2
+        assert not world.records
+
+    run(play)
+
+
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("told", [True, False])
 def test_an_answer_too_long_to_hold(stream: bool, told: bool) -> None:
     """Its usage is read as it passes; without one its bytes are charged."""

@@ -486,6 +486,7 @@ def opens(*pieces: bytes, streams: bool = True, length: int = -1) -> tuple[First
         ([b'data: {"type": "message_delta", "delta": {"stop_reason": "refusal"}}\n\n'], "declined", 1),
         ([STOP.replace(b"{}", b'{"refusal": null}')], "empty", 1),
         ([ROLE, STOP.replace(b"stop", b"abort")], "error", 2),
+        ([ROLE, b'data: [{"error": {"code": 503, "message": "m"}}]\n\n'], "error", 2),
         ([ROLE, DONE], "none", 2),
         ([b'{"choices": [{"message": {"content": "hi"}}]}'], "content", 2),
         ([b' {"error": {"message": "no memory", "code": 500}}'], "error", 2),
@@ -513,6 +514,17 @@ def test_an_answer_in_one_piece_is_held_while_it_is_short_enough_for_an_error() 
     assert opens(b"x" * 20_000, b"y", streams=False)[:2] == ("content", 1)
     # What came at once goes at once, when its end is known to be good.
     assert opens(b"x" * 20_000, streams=False, length=20_000)[:2] == ("content", 2)
+    # An error that repeats all that was sent is one, however long.
+    long = json.dumps({"error": {"message": "no memory", "code": 503, "input": "x" * 40_000}}).encode()
+    for pieces, length in (([long[:30_000], long[30_000:]], -1), ([long], len(long))):
+        found, _, opening = opens(*pieces, streams=False, length=length)
+        assert (found, opening.status, opening.message) == ("error", 503, "no memory")
+    good = json.dumps({"error": None, "choices": [{"message": {"content": "x" * 40_000}}]}).encode()
+    assert opens(good[:30_000], good[30_000:], streams=False)[:2] == ("content", 1)
+    # A web page is none, however long, and whatever its type says.
+    page = b"\n<!doctype html>" + b"x" * 20_000
+    assert opens(page[:9], page[9:], streams=False)[:2] == ("none", 2)
+    assert opens(page, streams=False, length=len(page))[:2] == ("none", 2)
 
 
 @pytest.mark.parametrize(
@@ -526,9 +538,11 @@ def test_an_answer_in_one_piece_is_held_while_it_is_short_enough_for_an_error() 
         ({"object": "error", "type": "BadRequestError", "code": 400}, 400),
         ({"error": "CUDA out of memory"}, 500),
         ({"error": {"code": True, "type": 7}}, 500),
+        ([{"error": {"code": 429, "status": "RESOURCE_EXHAUSTED"}}], 429),
+        ({"choices": [{"finish_reason": None, "error": {"code": 400, "message": "m"}}]}, 400),
     ],
 )
-def test_what_an_error_under_a_good_status_amounts_to(told: dict[str, object], status: int) -> None:
+def test_what_an_error_under_a_good_status_amounts_to(told: object, status: int) -> None:
     assert error_status(json.dumps(told).encode()) == status
     assert error_status(b"no json") == 500
 

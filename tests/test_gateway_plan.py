@@ -148,6 +148,8 @@ def test_every_default_of_the_form_is_that_of_the_plan(tmp_path: Path) -> None:
         ({"backends__0__url": "http://10.0.0.1/v1?key=x"}, "backends.0.url", "without what follows its path"),
         ({"backends__0__url": "http://10.0.0.1:99999/v1"}, "backends.0.url", "a server's base URL"),
         ({"backends__0__url": "http://a b/v1"}, "backends.0.url", "a server's base URL"),
+        ({"backends__0__url": "http://10.0.0.1/ü/v1"}, "backends.0.url", "other letters percent-encoded"),
+        ({"backends__0__url": "http://bücher.example/v1"}, "backends.0.url", "as xn--"),
         ({"backends__0__url": "http://a/v1/chat/completions/"}, "backends.0.url", "without the endpoint"),
         ({"backends__0__url": "http://a/api/messages"}, "backends.0.url", "without the endpoint"),
         ({"backends__0__url": "http://169.254.169.254/v1"}, "backends.0.url", "set allow_link_local: true"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from golden_server import Script, golden_server
 
+from breakeven.cli.words import target
 from breakeven.engines.backend import KEY_VARIABLES
 from breakeven.engines.openai_url import connect, is_url, parse_url
 from breakeven.errors import UserError
@@ -48,6 +49,9 @@ def test_the_parts_of_a_url(text: str, url: str, model: str) -> None:
         ("http:///v1#m", "is not a URL"),
         ("ftp://host/v1#m", "is not a URL"),
         ("http://host:port/v1#m", "not valid"),
+        ("http://host/ü/v1#m", "percent-encoded"),
+        ("http://bücher.example/v1#m", "as xn--"),
+        ("http://host/a b/v1#m", "percent-encoded"),
         ("http://host/v1?key=1#m", "has key in its query part"),
         ("http://host/v1?api_key=1#m", "has api_key in its query part"),
         ("http://host/v1#m@none.yaml", "none.yaml: cannot be read"),
@@ -60,6 +64,13 @@ def test_what_is_wrong_with_a_url_is_said(text: str, complaint: str) -> None:
         parse_url(text)
     assert SECRET not in str(caught.value)
     assert caught.value.exit_status == 2
+
+
+@pytest.mark.parametrize("text", ["http://host/v1", "HTTP://HOST/v1", "Https://host/v1"])
+def test_a_server_is_one_however_its_scheme_is_written(text: str) -> None:
+    assert target(text, "ü m") == f"{text}#ü m"
+    backend = parse_url(target(text, "ü m"))
+    assert (backend.url, backend.model) == (f"{text.partition(':')[0].lower()}://host", "ü m")
 
 
 def test_a_good_server_is_ready_to_be_measured() -> None:

@@ -60,6 +60,20 @@ def test_rows_of_prompts_and_plain_lines(tmp_path: Path) -> None:
     assert [r.text for r in read_prompts(plain).requests] == ["How do tides work?", "A haiku."]
 
 
+def test_null_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    """Rows of a table have all its columns."""
+    path = tmp_path / "table.jsonl"
+    rows = [
+        {"messages": None, "prompt": "How tall?", "images": None, "tools": None, "max_tokens": None, "note": None},
+        {"messages": [{"role": "user", "content": "hi"}], "prompt": None, "images": None},
+        {"custom_id": "a", "body": {"messages": None, "prompt": "And you?", "tools": None}},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_prompts(path)
+    assert [request.plain for request in found.requests] == ["How tall?", "hi", "And you?"]
+    assert found.unused == ()
+
+
 def test_messages_are_one_request_with_all_they_hold(tmp_path: Path) -> None:
     path = lines(tmp_path / "own.jsonl", {"messages": AGENT, "tools": TOOLS, "temperature": 0.2})
     found = read_prompts(path)

@@ -15,13 +15,13 @@ from breakeven.wire.meaning import (
     AGAINST,
     BEGINS,
     ELSEWHERE,
-    asked_wait_s,
     body_kind,
     error_text,
     event_kind,
     raw_kind,
     standing,
 )
+from breakeven.wire.message import asked_wait_s
 from breakeven.wire.reply import BrokenStreamError, Reply
 from breakeven.wire.sse import _ODD, BOM, SseCutter, SseParser, fields_of, mended, split_events
 
@@ -369,6 +369,13 @@ def test_an_answer_in_one_piece_has_hidden_thoughts_too() -> None:
         assert (reply.output_tokens, reply.output_tokens + reply.hidden_tokens) == (came, 1124)
 
 
+def test_a_byte_order_mark_before_an_answer_in_one_piece_is_passed_over() -> None:
+    reply = Reply()
+    whole = {"choices": [{"message": {"content": "a b"}, "finish_reason": "stop"}], "usage": OPENAI}
+    reply.take_whole(BOM + msgspec.json.encode(whole), 5)
+    assert (reply.output_tokens, reply.output_tokens + reply.hidden_tokens) == (100, 1124)
+
+
 def test_counts_of_nothing_at_all_beside_output_are_none() -> None:
     reply = Reply()
     reply.feed(event(**text("a", "stop")), 1)
@@ -427,6 +434,8 @@ KINDS = {
         chat("stop", content="a"),
         chat(reasoning_content="a"),
         chat(reasoning="a"),
+        chat(reasoning_text="a"),  # GitHub Copilot
+        chat(thinking_blocks=[{"type": "thinking", "thinking": "a", "signature": ""}]),  # LiteLLM
         chat(refusal="No."),
         chat(content=[{"type": "text", "text": "a"}]),
         chat(content=[{"type": "thinking", "thinking": [{"type": "text", "text": "a"}]}]),
@@ -454,6 +463,8 @@ KINDS = {
         said(type="error", code="server_error", message="m"),
         said(type="response.failed", response={"status": "failed", "error": {"message": "m"}}),
         said(message="Internal error", code=500),
+        said(choices=[{"delta": {"content": ""}, "finish_reason": None, "error": {"code": 502, "message": "m"}}]),
+        b'data: [{"error": {"code": 503, "message": "m"}}]\n\n',
         b"event: error\ndata: upstream is gone\n\n",
         b'error: {"code": 500}\r\n\r\n',
     ],
@@ -543,6 +554,23 @@ def test_what_a_status_says() -> None:
         (b'{"choices":[{"message":{"content":"half"},"finish_reason":"abort"}]}', "error"),
         (b'{"choices":[{"message":{"content":"say \\"abort\\""},"finish_reason":"stop"}]}', "content"),
         (b'{"choices":[{"message":{"content":"a"},"finish_reason":{"type":"abort"}}]}', "content"),
+        (b'{"choices":[{"message":{"content":""},"error":{"code":502,"message":"m"}}]}', "error"),
+        (b'{"choices":[{"message":{"content":"a"},"error":null}]}', "content"),
+        (b'{"code":500,"msg":"Internal error","data":null}', "error"),
+        (b'{"success": false, "message": "no", "data": null, "text": {}}', "error"),
+        (b'{"code":0,"msg":"ok","data":{"embedding":[0.5]}}', "content"),
+        (b'{"object":"list","data":[],"message":"nothing was asked"}', "content"),
+        (b'{"object":"response","status":"failed","output":[],"error":null}', "error"),
+        (b'{"object":"response","status":"completed","error":null,"output":[{"type":"message"}],"text":{}}', "content"),
+        (b'[{"index":0,"score":0.9}]', "content"),
+        (b'[{"index":0,"embedding":[[0.5]]}]', "content"),
+        (b'{"scores":[0.9]}', "content"),
+        (b'[{"error":{"code":503,"message":"m"}}]', "error"),
+        (b"[]", "unread"),
+        (b'{"type":"message","content":[{"type":"text","text":"a"}],"logprob":NaN}', "content"),
+        (b'{"type":"message","content":[{"type":"text","text":"a"}],"stop_reason":1e}', "content"),
+        (b'{"error":null,"choices": [\n{"message":{"content":"a"},"logprob":NaN}]}', "content"),
+        (b'\xef\xbb\xbf{"choices":[{"message":{"content":"a"}}]}', "content"),
         (b'{"choices": [], "usage": {"prompt_tokens": 1}}', "empty"),
         (b'{"success":false,"errors":[{"code":1}],"result":null}', "empty"),
         (b"{}", "empty"),

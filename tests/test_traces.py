@@ -52,6 +52,24 @@ def test_azure_as_published_in_2024(tmp_path: Path) -> None:
     assert read_trace(path).at_ns.tolist() == [0, 1_000]
 
 
+def test_times_of_several_zones_are_the_moments_they_name(tmp_path: Path) -> None:
+    """As tools write them where clocks are put back: the hour after 01:59:59 summer time is 01:00:00 winter time."""
+    path = tmp_path / "zones.csv"
+    path.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-10-27 02:59:59+02:00,1,2\n2024-10-27T02:00:00.5+01:00,3,4\n"
+        "2024-10-26 20:30:02-0430,5,6\n2024-10-27 01:00:03 UTC,7,8\n2024-10-27 01:00:04,9,1\n"
+    )
+    trace = read_trace(path)
+    assert trace.at_ns.tolist() == [0, 1_500_000_000, 3_000_000_000, 4_000_000_000, 5_000_000_000]
+    assert trace.out_of_order == 0
+
+
+def test_mooncake_without_ids(tmp_path: Path) -> None:
+    path = tmp_path / "none.jsonl"
+    path.write_text(MOONCAKE.replace("[0]", "null") + MOONCAKE.replace('"timestamp": 0', '"timestamp": 9'))
+    assert read_trace(path).blocks == ((), (0,))
+
+
 def test_mooncake() -> None:
     trace = read_trace(DATA / "mooncake.jsonl")
     assert trace.format == "mooncake"

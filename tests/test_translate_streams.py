@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from breakeven.gateway.serve.tap import StreamTap
+from breakeven.gateway.serve.tap import StreamTap, WholeTap
 from breakeven.gateway.translate.chat import ChatWriter
 from breakeven.gateway.translate.messages_told import MessageWriter
 from breakeven.gateway.translate.responses_told import ResponseWriter
@@ -26,7 +26,7 @@ from breakeven.gateway.translate.said import (
 from breakeven.gateway.translate.table import WRITERS, StreamTurner, Turned, failed_stream, turned_tap, within_stream
 from breakeven.wire.sse import event as event_bytes
 from breakeven.wire.sse import events_of, split_events
-from tests.translate_fixtures import CALL, COUNTS, FACTS, arguments, data_of, joined, names, texts, written
+from tests.translate_fixtures import CALL, COUNTS, FACTS, arguments, data_of, joined, names, raw, texts, written
 
 
 def read_again(endpoint: str, stream: bytes) -> AnswerSaid:
@@ -59,6 +59,38 @@ def test_a_client_is_told_the_backends_own_count_and_not_that_of_its_pieces() ->
         last = next(one for one in data_of(out) if one["type"] == "message_delta")
         assert last["usage"]["output_tokens"] == told
         assert tap.output_tokens == len(pieces)  # what is charged
+
+
+@pytest.mark.parametrize(
+    ("choices", "thought", "text"),
+    [
+        (
+            [{"delta": {"content": "a"}}, {"delta": {"content": "b"}}, {"delta": {}, "message": {"content": "ab"}}],
+            "",
+            "ab",
+        ),
+        ([{"delta": {"content": "ab"}}, {"message": {"content": "ab"}, "finish_reason": "stop"}], "", "ab"),
+        ([{"message": {"content": "a"}}, {"message": {"content": "b"}}], "", "ab"),
+        ([{"delta": {"reasoning_text": "hm"}}, {"delta": {}, "message": {"content": "ab"}}], "hm", "ab"),
+        ([{"delta": {"role": "assistant", "content": ""}}, {"delta": {}, "message": {"content": "ab"}}], "", "ab"),
+    ],
+)
+def test_a_message_at_the_end_of_a_stream_repeats_nothing(choices: list[Json], thought: str, text: str) -> None:
+    said = AnswerSaid()
+    parts = [part for one in choices for part in READERS[CHAT].event(json.dumps({"choices": [one]}).encode(), said)]
+    for kind, brought in (("thought", thought), ("text", text)):
+        assert "".join(part.text for part in parts if part.kind == kind) == brought
+
+
+@pytest.mark.parametrize(("told", "prompt"), [(7, 7), (0, 5), (None, 5)])
+def test_a_prompt_that_was_counted_as_nothing_is_told_as_estimated(told: int | None, prompt: int) -> None:
+    asked: Json = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
+    turned = Turned("/v1/messages", "/v1/chat/completions", raw(asked))
+    tap = turned_tap(WholeTap("/v1/chat/completions"), turned, "i", 5, 200)
+    usage = {"usage": {"prompt_tokens": told, "completion_tokens": 3}}
+    answer = {"choices": [{"message": {"content": "a b c"}, "finish_reason": "stop"}], **usage}
+    out = tap.feed(json.dumps(answer).encode()) + tap.rest()
+    assert json.loads(out)["usage"]["input_tokens"] == prompt
 
 
 @st.composite

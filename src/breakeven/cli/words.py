@@ -97,7 +97,7 @@ Log = Annotated[Path | None, typer.Option("--log", help="The decision log's dire
 
 def target(text: str, model: str | None) -> str:
     """TARGET and --model as one source. Raises UserError when they do not go together."""
-    if not text.startswith(("http://", "https://")):
+    if not text.lower().startswith(("http://", "https://")):
         if model is not None:
             raise UserError("--model names a model at a server; TARGET is a model itself, so leave it out")
         return text

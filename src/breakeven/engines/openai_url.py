@@ -79,6 +79,8 @@ def parse_url(text: str) -> Backend:
         raise UserError(f"the URL contains a user or password; put a key into {OWN_KEY} and leave it out")
     if parts.scheme.lower() not in ("http", "https") or not host:
         raise UserError(f"{text} is not a URL; {_FORM}")
+    if not ((place := parts.netloc + parts.path).isascii() and place.isprintable() and " " not in place):
+        raise UserError(f"{text} holds letters that no request can; write them percent-encoded, a host's as xn--")
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     if (secret := next(filter(_SECRET.search, query), None)) is not None:
         raise UserError(f"{parts.scheme}://{host} has {secret} in its query part; put a key into {OWN_KEY}; {_FORM}")

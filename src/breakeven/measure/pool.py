@@ -19,8 +19,7 @@ from breakeven.measure.events import RequestDone
 from breakeven.version import __version__
 from breakeven.wire.client import HttpClient
 from breakeven.wire.connection import Exchange
-from breakeven.wire.meaning import asked_wait_s
-from breakeven.wire.message import Headers, Trouble
+from breakeven.wire.message import Headers, Trouble, asked_wait_s
 from breakeven.wire.reply import BrokenStreamError, Reply
 
 STALL_TIMEOUT_S = 600.0

@@ -138,7 +138,9 @@ def _read(path: Path, turns: int, stamp_ns: int, size: int) -> PromptFile:
     starts = [0]
     unused: set[str] = set()
     unasked = 0
-    for place, row in _rows(path):
+    for place, told in _rows(path):
+        # Rows that were once a table's have every column of it.
+        row = {key: value for key, value in told.items() if value is not None}
         found = _requests(path, place, row, turns)
         if not found and _key_of(row) in _TALKS:
             unasked += 1  # the published files of ShareGPT hold some
@@ -208,7 +210,7 @@ def _requests(path: Path, place: str, row: dict[str, object], turns: int) -> lis
         # Azure's have no /v1, and some name the whole address. Those of embeddings and responses end otherwise.
         if url is not None and not str(url).partition("?")[0].endswith("/completions"):
             raise UserError(f"{place}, key url: expected /v1/chat/completions or /v1/completions, found {url!r}")
-        row, place = body, f"{place}, key body"
+        row, place = {key: value for key, value in body.items() if value is not None}, f"{place}, key body"
     output = _output(place, row)
     tools = row.get("tools")
     if isinstance(tools, str):

@@ -82,7 +82,8 @@ _FIELDS = {
 _MOST_WORDS = 64
 
 _UNKNOWN = re.compile(
-    r"extra_forbidden|extra (?:inputs?|fields?|parameters?)|unrecogni[sz]ed|unsupported(?![_ ]value)|unknown|unexpected"
+    r"extra_forbidden|extra (?:inputs?|fields?|parameters?)|extraneous key"
+    r"|unrecogni[sz]ed|unsupported(?![_ ]value)|unknown|unexpected"
     r"|(?:is|are|argument) not supported|does(?: not|n't) support|no longer supported|cannot find field"
     r"|use '?\w+'? instead",
     re.IGNORECASE,

@@ -6,7 +6,6 @@ write text (chat and plain completions, responses, messages) and what servers of
     standing(status)      who is to blame, and whether another backend is asked
     event_kind(data)      content, an error, or neither: what a stream has said so far
     body_kind(body)       the same of an answer in one piece
-    asked_wait_s(headers) how long a busy backend wants to be left alone
 
 An answer is a status below 300 and content. A stream that brings none has failed, whatever its status; a first token is
 an event of content, so no comment, ping, role or empty delta is one.
@@ -15,16 +14,13 @@ an event of content, so no comment, ping, role or empty delta is one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
 
 from breakeven.errors import printable
-from breakeven.wire.message import Headers
-from breakeven.wire.sse import fields_of, mended
+from breakeven.wire.sse import fields_of, lone, mended
 
 Standing = Literal["answer", "client", "unable", "busy", "operator", "broken"]
 """What a status says of whom.
@@ -118,6 +114,8 @@ class EventDelta(msgspec.Struct, gc=False):
     images: Any = None
     thinking: Any = None
     reasoning_details: Any = None
+    reasoning_text: Any = None
+    thinking_blocks: Any = None
 
 
 class EventChoice(msgspec.Struct, gc=False):
@@ -127,6 +125,7 @@ class EventChoice(msgspec.Struct, gc=False):
     text: Any = None
     finish_reason: Any = None
     message: EventDelta | None = None
+    error: Any = None
 
 
 class StreamEvent(msgspec.Struct, gc=False):
@@ -171,7 +170,7 @@ def event_kind(data: bytes | None, name: bytes = b"") -> Kind:
     try:
         return kind_of(_decode(mended(data)))
     except _UNREADABLE:
-        return "error" if b'"error"' in data and _told_error(data) else "unread"
+        return "error" if b'"error"' in data and _told_error(lone(data)) else "unread"
 
 
 def raw_kind(raw: bytes) -> Kind:
@@ -192,7 +191,7 @@ def kind_of(event: StreamEvent) -> Kind:
     if choices:
         finish: Any = None
         for choice in choices:
-            if choice.finish_reason and choice.finish_reason in BROKEN_OFF:
+            if choice.error or (choice.finish_reason and choice.finish_reason in BROKEN_OFF):
                 return "error"
             delta = choice.delta or choice.message
             if delta is None:
@@ -245,6 +244,8 @@ def _brings(delta: EventDelta) -> bool:
         or says(delta.images)
         or says(delta.thinking)
         or says(delta.reasoning_details)
+        or says(delta.reasoning_text)
+        or says(delta.thinking_blocks)
     )
 
 
@@ -268,7 +269,7 @@ def thinks(choices: list[EventChoice] | None) -> bool:
             continue
         parts, mark = delta.reasoning_details, "text"  # OpenRouter says there what its `reasoning` is
         if not parts:
-            if delta.reasoning_content or delta.reasoning or delta.thinking:
+            if delta.reasoning_content or delta.reasoning or delta.thinking or delta.reasoning_text:
                 return True
             parts, mark = delta.content, "thinking"
         if isinstance(parts, list) and any(isinstance(part, dict) and part.get(mark) for part in parts):
@@ -292,7 +293,12 @@ def _answered(response: msgspec.Raw) -> bool:
     return isinstance(output, list) and any(map(_item_says, output))
 
 
-_OWN_WORDS = (b'"choices"', b'"content"', b'"output"', b'"data"', b'"results"', b'"embeddings"', b'"text"')
+_OWN_WORDS = (
+    *(b'"choices"', b'"content"', b'"output"', b'"data"', b'"results"', b'"embeddings"', b'"text"'),
+    *(b'"score"', b'"scores"', b'"embedding"'),  # text-embeddings-inference and llama.cpp answer with a bare list
+)
+_COMPLAINS = (b'"message"', b'"msg"', b'"detail"', b'"failed"')
+"""Where one of them stands, an answer's own word may hold nothing: {"code": 500, "msg": "...", "data": null}."""
 _NO_CHOICES = (b'"choices":[]', b'"choices": []', b'"choices":null', b'"choices": null')
 
 
@@ -303,6 +309,19 @@ class _Body(msgspec.Struct, gc=False):
     message: Any = None
     detail: Any = None
     choices: Any = None
+    msg: Any = None
+    status: Any = None
+    content: msgspec.Raw = msgspec.Raw()
+    output: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = msgspec.Raw()
+    results: msgspec.Raw = msgspec.Raw()
+    embeddings: msgspec.Raw = msgspec.Raw()
+    text: msgspec.Raw = msgspec.Raw()
+
+    def holds_nothing(self) -> bool:
+        """Whether none of an answer's own words stands at its top with something behind it, an empty list included."""
+        own = (self.content, self.output, self.data, self.results, self.embeddings, self.text)
+        return not self.choices and all(bytes(value) in (b"", b"null", b"{}") for value in own)
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
@@ -323,11 +342,11 @@ def body_kind(body: bytes) -> Literal["content", "error", "empty", "unread"]:
     if any(word in body for word in _NO_CHOICES):
         return "error" if b'"error"' in body and _told_error(body) else "empty"
     own = any(word in body for word in _OWN_WORDS)
-    if own and not may_fail(body):
+    if own and not may_fail(body) and not any(word in body for word in _COMPLAINS):
         return "content"
-    told = _told_error(body, alone=not own)
+    told = _told_error(lone(body), alone=not own)
     if told is None:
-        return "unread"
+        return "content" if own and not may_fail(body) else "unread"
     return "error" if told else "content" if own else "empty"
 
 
@@ -336,62 +355,33 @@ def _told_error(body: bytes, alone: bool = False) -> bool | None:
     try:
         told = _decode_body(body)
     except _UNREADABLE:
-        return None
-    if told.error or "error" in (told.object, told.type):
+        try:
+            told = _decode_body(mended(body))
+        except _UNREADABLE:
+            return None
+    if told.error or "error" in (told.object, told.type) or (told.object == "response" and told.status == "failed"):
         return True
     if isinstance(told.choices, list) and told.choices:
-        return all(isinstance(one, dict) and one.get("finish_reason") in BROKEN_OFF for one in told.choices)
-    return alone and (isinstance(told.message, str) or bool(told.detail))
+        return all(
+            isinstance(one, dict) and (one.get("finish_reason") in BROKEN_OFF or bool(one.get("error")))
+            for one in told.choices
+        )
+    said = isinstance(told.message, str) or isinstance(told.msg, str) or bool(told.detail)
+    return said and (alone or told.holds_nothing())
 
 
 def error_text(data: bytes, most: int = 200) -> str:
     """What an error event or body says in words, for a log: one line, printable, at most `most` characters."""
     try:
-        bare = data.strip()
-        listed = bare.startswith(b"[") and bare.endswith(b"]")  # one error, as Gemini tells it
-        told = _decode_body(bare[1:-1] if listed else bare)
+        told = _decode_body(lone(data))
     except _UNREADABLE:
         text = data.decode(errors="replace")
     else:
-        found = told.error or told.message or told.detail or told.type or ("broken off" if told.choices else "")
+        found = told.error or told.message or told.msg or told.detail or told.type
+        if not found and isinstance(told.choices, list):
+            found = next((one["error"] for one in told.choices if isinstance(one, dict) and one.get("error")), "")
+            found = found or ("broken off" if told.choices else "")
         while isinstance(found, dict):
             found = found.get("message") or found.get("error") or found.get("type") or str(found)
         text = str(found)
     return printable(" ".join(text[:most].split()))
-
-
-_LONGEST_NUMBER = 12
-
-
-def asked_wait_s(headers: Headers, unix_s: float) -> float | None:
-    """Seconds that an answer asks to be left alone for; None: it asks for none that can be read.
-
-    `retry-after-ms`, else `retry-after`: seconds, with a fraction too, or a date in any of HTTP's three forms, counted
-    from the answer's own `date` where it has one and from `unix_s` where not. A date that is over asks for 0.
-    """
-    told = {name: value for name, value in headers if name in (b"retry-after", b"retry-after-ms", b"date")}
-    wait_s = _number(told.get(b"retry-after-ms", b""))
-    if wait_s is not None:
-        return wait_s / 1000
-    value = told.get(b"retry-after", b"")
-    if (wait_s := _number(value)) is not None:
-        return wait_s
-    until_s = _date_s(value)
-    if until_s is None:
-        return None
-    now_s = _date_s(told.get(b"date", b""))
-    return max(0.0, until_s - (unix_s if now_s is None else now_s))
-
-
-def _number(value: bytes) -> float | None:
-    text = value.strip()
-    good = 0 < len(text) <= _LONGEST_NUMBER and text.replace(b".", b"", 1).isdigit()
-    return float(text) if good else None
-
-
-def _date_s(value: bytes) -> float | None:
-    try:
-        found = parsedate_to_datetime(value.decode("ascii"))
-        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()  # HTTP knows no other zone
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Callable, Sequence
+from datetime import UTC
 from email.message import Message
-from email.utils import collapse_rfc2231_value
+from email.utils import collapse_rfc2231_value, parsedate_to_datetime
 from importlib import import_module
 from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
@@ -283,3 +284,40 @@ def parameter(headers: Message, header: str, name: str) -> str | None:
         return found[0] if isinstance(found[0], str) else collapse_rfc2231_value(found[0])
     except (ValueError, TypeError) as error:  # of charsets and parts that are none
         raise Refused(400, "invalid_request", f"the form says {name} in a way that cannot be read") from error
+
+
+_LONGEST_NUMBER = 12
+
+
+def asked_wait_s(headers: Headers, unix_s: float) -> float | None:
+    """Seconds that an answer asks to be left alone for; None: it asks for none that can be read.
+
+    `retry-after-ms`, else `retry-after`: seconds, with a fraction too, or a date in any of HTTP's three forms, counted
+    from the answer's own `date` where it has one and from `unix_s` where not. A date that is over asks for 0.
+    """
+    told = {name: value for name, value in headers if name in (b"retry-after", b"retry-after-ms", b"date")}
+    wait_s = _number(told.get(b"retry-after-ms", b""))
+    if wait_s is not None:
+        return wait_s / 1000
+    value = told.get(b"retry-after", b"")
+    if (wait_s := _number(value)) is not None:
+        return wait_s
+    until_s = _date_s(value)
+    if until_s is None:
+        return None
+    now_s = _date_s(told.get(b"date", b""))
+    return max(0.0, until_s - (unix_s if now_s is None else now_s))
+
+
+def _number(value: bytes) -> float | None:
+    text = value.strip()
+    good = 0 < len(text) <= _LONGEST_NUMBER and text.replace(b".", b"", 1).isdigit()
+    return float(text) if good else None
+
+
+def _date_s(value: bytes) -> float | None:
+    try:
+        found = parsedate_to_datetime(value.decode("ascii"))
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()  # HTTP knows no other zone
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None

@@ -62,13 +62,20 @@ def fields_of(raw: bytes) -> tuple[bytes | None, bytes]:
     return (None, name) if failure is None else (failure, b"error")
 
 
+def lone(data: bytes) -> bytes:
+    """The one object of a list, as Gemini tells errors; all else as it came."""
+    bare = data.strip()
+    return bare[1:-1].strip() if bare.startswith(b"[") and bare.endswith(b"]") else data
+
+
 def mended(data: bytes) -> bytes:
     """JSON as servers write it and no reader of ours takes it, in words that are.
 
     As the grammar decodes it, so that what is no UTF-8 becomes U+FFFD; so does half of a pair of escapes, which servers
-    that cut texts by UTF-16 send of a character that comes in two pieces; and a number that is none becomes null.
+    that cut texts by UTF-16 send of a character that comes in two pieces; a number that is none becomes null; and a
+    byte order mark before it is passed over.
     """
-    text = data.decode(errors="replace").encode()
+    text = data.removeprefix(BOM).decode(errors="replace").encode()
     if b"\\u" not in text and b"N" not in text and b"Infinity" not in text:
         return text
     return _ODD.sub(lambda found: _plainly(found[0]), text)

@@ -126,7 +126,7 @@ def _certificate(place: str, found: Certificate | None, directory: Path) -> Cert
 
 
 def _local(place: str, plan: LocalPlan, directory: Path) -> LocalPlan:
-    if plan.model.startswith(("http://", "https://")):
+    if plan.model.lower().startswith(("http://", "https://")):
         raise UserError(f"{place}.model: found {plan.model!r}, which runs already; give it as `url:` instead of local")
     if plan.format is not None:
         check_format(f"{place}.format", plan.format, plan.model)

@@ -108,6 +108,8 @@ def _parts(value: object, right: str) -> tuple[str, SplitResult]:
         _hidden("a URL without a user or password; name the key's variable in api_key_env")
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"[\s\x00-\x20]", value):
         raise ValueError(right)
+    if not (value.isascii() and value.isprintable()):
+        raise ValueError(f"{right}, other letters percent-encoded, those of a host as xn--")
     return value, parts
 
 

@@ -319,8 +319,9 @@ def _charge(
         lane.count[lane.count_at + NANO_USD_ELSEWHERE] += nano_usd
     if leg is not None:
         counted = leg.tap.counted
-        record.prompt_tokens, record.cached_tokens = counted.prompt_tokens, counted.cached_tokens
-        record.output_tokens = counted.output_tokens
+        # A count of nothing of a prompt, or beside an answer, is none.
+        record.prompt_tokens, record.cached_tokens = counted.prompt_tokens or None, counted.cached_tokens
+        record.output_tokens = counted.output_tokens or (None if leg.tap.output_tokens else counted.output_tokens)
     if prompt != (record.prompt_tokens or 0):
         record.charged_prompt_tokens = prompt
     if output != (record.output_tokens or 0):

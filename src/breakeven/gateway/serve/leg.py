@@ -29,8 +29,8 @@ from breakeven.gateway.serve.tap import UNHEARD, Tap, tap_for
 from breakeven.gateway.serve.waiting import WaitingLine
 from breakeven.gateway.translate.table import TurnedTap, turned_tap, within_stream
 from breakeven.wire.connection import Exchange
-from breakeven.wire.meaning import AGAINST, ELSEWHERE, Standing, asked_wait_s, error_text, standing
-from breakeven.wire.message import Headers, Responder, Trouble
+from breakeven.wire.meaning import AGAINST, ELSEWHERE, Standing, error_text, standing
+from breakeven.wire.message import Headers, Responder, Trouble, asked_wait_s
 
 KEPT_BACK = frozenset((b"set-cookie", b"server", b"alt-svc", b"strict-transport-security", b"content-length"))
 """Headers of an answer that are between the gateway and the backend."""
@@ -141,7 +141,7 @@ class Leg:
             elif name == b"content-length":
                 self._length = int(value)
             elif name == b"content-encoding":
-                coding = value.strip().lower()
+                coding = value.strip().lower() or b"identity"
         # Its own type says how an answer is read, and what was asked for only where that says little.
         endpoint, turned = self.question.endpoint, self.question.turned
         guessed = asked.streams and endpoint in WRITES and JSON not in kind and HTML not in kind

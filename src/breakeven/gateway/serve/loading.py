@@ -100,7 +100,7 @@ def contexts_of(plan: GatewayPlan) -> tls.Contexts:
     found: tls.Contexts = {}
     for backend in plan.backends:
         files = backend.tls_files
-        if (backend.url or "").startswith("https://") and ("client", files) not in found:
+        if (backend.url or "").lower().startswith("https://") and ("client", files) not in found:
             try:
                 found["client", files] = tls.new_client_tls(files)
             except UserError as error:

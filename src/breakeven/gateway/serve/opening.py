@@ -17,7 +17,7 @@ import msgspec
 
 from breakeven.wire.meaning import ELSEWHERE, Kind, Standing, body_kind, error_text, event_kind, may_fail, standing
 from breakeven.wire.message import Headers
-from breakeven.wire.sse import SseCutter, fields_of
+from breakeven.wire.sse import SseCutter, fields_of, lone
 
 MOST_HELD = 256 * 1024
 """Bytes of a stream that says nothing; what is longer goes through as it comes."""
@@ -36,6 +36,7 @@ _WRONG_KEY = re.compile(
     re.IGNORECASE,
 )
 """What servers say of a key that answer 400 where others answer 401 (xAI, Gemini)."""
+_ERROR_FIRST = re.compile(rb'\s*\{\s*"error"\s*:\s*[{"\[]')
 _FILTERED = re.compile(rb'content_filter|"(?:finish|stop)_reason"\s*:\s*"(?:refusal|sensitive)"')
 """OpenAI's and Azure's word, Anthropic's, z.ai's."""
 First = Literal["", "content", "declined", "error", "empty", "none"]
@@ -92,7 +93,10 @@ class Opening:
         if cutter is None:
             # One write for an answer that came at once, when its end is known to be good.
             at_once = len(self._parts) == 1 and self._size == self._length
-            return "" if self._size <= SHORT_BYTES or at_once or self._whole else "content"
+            if self._size <= SHORT_BYTES or at_once or self._whole:
+                return ""
+            self._whole = self._is_error()
+            return "" if self._whole else "none" if self._is_page() else "content"
         for raw in cutter.feed(data):
             if raw == self._idle or raw.isspace():
                 continue
@@ -117,8 +121,8 @@ class Opening:
             # Some servers leave the last empty line out.
             if first := self._event(*fields_of(self._cutter.rest() + b"\n\n")):
                 return first
-        elif self._size > SHORT_BYTES and not self._whole:
-            return "content"
+        elif self._size > SHORT_BYTES and not self._whole and not self._is_error():
+            return "none" if self._is_page() else "content"
         body = b"".join(self._parts)
         # A document in place of a stream is an answer all the same, where no type said that it would be one.
         if self._cutter is not None and not body.lstrip().startswith(b"{"):
@@ -129,6 +133,14 @@ class Opening:
         if kind == "error":
             return self._error(body)
         return "content" if kind == "content" or (self._any and body.strip()) else "none"
+
+    def _is_error(self) -> bool:
+        """Whether a long document begins as an error does that repeats what was sent."""
+        return _ERROR_FIRST.match(self.held[:SHORT_BYTES]) is not None
+
+    def _is_page(self) -> bool:
+        """Whether a long document is a web page, though no type says so: of text that is asked for, none begins so."""
+        return not self._any and self.held[:SHORT_BYTES].lstrip().startswith(b"<")
 
     def _refuses_key(self, headers: Headers) -> bool:
         """Whether all that came says that a key is wrong, in words that its client did not send to be repeated."""
@@ -209,6 +221,7 @@ def headers_without(key: bytes, headers: Headers) -> Headers:
 class _Error(msgspec.Struct):
     error: Any = None
     response: Any = None
+    choices: Any = None
     code: Any = None
     status: Any = None
     type: Any = None
@@ -241,12 +254,14 @@ BUSY, BROKEN = 429, 500
 def error_status(data: bytes) -> int:
     """The status that an error told under a status of success amounts to; 500 where it does not say."""
     try:
-        told = _ERROR.decode(data)
+        told = _ERROR.decode(lone(data))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return BROKEN
     error = told.error
     if error is None and isinstance(told.response, dict):
         error = told.response.get("error")
+    if error is None and isinstance(told.choices, list):
+        error = next((one["error"] for one in told.choices if isinstance(one, dict) and one.get("error")), None)
     named: list[Any] = [told.code, told.status, told.type]
     if isinstance(error, dict):
         named = [error.get("code"), error.get("status"), error.get("type"), *named]

@@ -303,7 +303,7 @@ class WholeTap:
             return b""
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         try:
-            answer = _decode_body(body)
+            answer = _decode_body(body if body[:1] == b"{" else mended(body))
         except UNREADABLE:
             UsageScan(self.counted).feed(body)
             self.done = not self._is_json or is_document(body)

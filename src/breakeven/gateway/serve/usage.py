@@ -155,6 +155,7 @@ def choice_bytes(choice: EventChoice, *, whole: bool) -> int:
             continue
         # Reasoning goes by several names, and some servers send it under two at once.
         thought = delta.reasoning_content or delta.reasoning or delta.thinking or delta.reasoning_details
+        thought = thought or delta.reasoning_text or delta.thinking_blocks
         said = text_bytes(delta.content) + (text_bytes(thought) if thought else 0)
         if more := [part for part in (delta.tool_calls, delta.refusal, delta.function_call, delta.audio) if part]:
             said += text_bytes(more)

@@ -93,7 +93,7 @@ class AnswerSaid(msgspec.Struct):
     """One answer. `finish`: stop, length, calls or filter, empty while it goes on. `stop`: the sequence that did it.
 
     Of a stream only: `calls` by their index at the backend, and how many of them, or of blocks, have `begun`; `given`:
-    what calls brought at their beginning, by block, until it is known whether that is all.
+    what calls brought at their beginning, by block, until it is known whether that is all; `spoken`: deltas brought.
     """
 
     parts: list[AnswerPart] = msgspec.field(default_factory=list)
@@ -105,6 +105,7 @@ class AnswerSaid(msgspec.Struct):
     calls: dict[int, StreamedCall] = msgspec.field(default_factory=dict)
     begun: int = 0
     given: dict[int, Any] = msgspec.field(default_factory=dict)
+    spoken: bool = False
 
 
 class Writer(Protocol):
@@ -152,10 +153,10 @@ def chat_event(data: bytes, said: AnswerSaid) -> list[AnswerPart]:
     event = _event(data)
     _facts(event, said)
     choice = _first(event.get("choices"))
-    if not choice:
-        return []
-    delta = choice.get("delta") or choice.get("message")
+    # It may come as messages, which repeat what came before where deltas came.
+    delta = choice.get("delta") or (None if said.spoken else choice.get("message"))
     parts = _parts(delta) if isinstance(delta, dict) else []
+    said.spoken = said.spoken or (bool(choice.get("delta")) and any(part.kind != "thought" for part in parts))
     for part in parts:
         if part.kind == "call":
             _tell_apart(part, said)
@@ -281,7 +282,7 @@ def _stopped(answer: Json, said: AnswerSaid) -> None:
 def _parts(message: Json) -> list[AnswerPart]:
     """What a message or a delta of chat brings, reasoning first."""
     found: list[AnswerPart] = []
-    thought = message.get("reasoning_content") or message.get("reasoning") or message.get("thinking")
+    thought = next(filter(None, map(message.get, ("reasoning_content", "reasoning", "thinking", "reasoning_text"))), "")
     if isinstance(thought, str) and thought:
         found.append(AnswerPart("thought", thought))
     content = message.get("content")

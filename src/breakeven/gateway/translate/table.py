@@ -322,7 +322,7 @@ class TurnedTap:
         """All that is left for the client, once the backend has ended."""
         self._tap.rest()
         counted = self._tap.counted
-        prompt = self._facts.prompt if counted.prompt_tokens is None else counted.prompt_tokens
+        prompt = counted.prompt_tokens or self._facts.prompt  # a count of nothing is none
         # What is charged is the most of what was counted and seen; told is the backend's own count of a whole answer.
         whole = self._tap.finish and counted.output_tokens
         output = whole or self._tap.output_tokens

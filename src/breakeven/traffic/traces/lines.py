@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -77,7 +77,7 @@ class LineFormat:
 
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 IMAGES = "NumImages"
-_TIME = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:00)?")
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?: ?(?:Z|UTC)|([+-][01]\d):?([0-5]\d))?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _YEARS = range(1970, 2201)
 """That nanoseconds in 64 bits hold, and the difference of two: others are what software writes for no time at all."""
@@ -96,7 +96,7 @@ def azure(path: Path) -> Iterator[TraceRow]:
 
 
 def time_ns(path: Path, number: int, text: str) -> int:
-    """A time stamp as nanoseconds since 1970. Raises UserError naming the line."""
+    """A time stamp as nanoseconds since 1970, in UTC where it names no zone. Raises UserError naming the line."""
     match = _TIME.fullmatch(text)
     try:
         if match is None:
@@ -104,7 +104,9 @@ def time_ns(path: Path, number: int, text: str) -> int:
         when = datetime.fromisoformat(match[1])
         if when.year not in _YEARS:
             raise ValueError
-        since = when.replace(tzinfo=UTC) - _EPOCH
+        ahead_min = int(match[3] or 0) * 60
+        ahead_min += int(match[4] or 0) if (match[3] or "+")[0] == "+" else -int(match[4])
+        since = when.replace(tzinfo=UTC) - _EPOCH - timedelta(minutes=ahead_min)
     except ValueError as error:
         raise UserError(
             f"{path}, line {number}, column TIMESTAMP: expected a time such as 2023-11-16 18:17:03.9799600, "
@@ -209,7 +211,9 @@ def mooncake_in(unit: str, block: str) -> LineFormat | None:
 
 
 def _ids(path: Path, number: int, row: dict[str, object]) -> tuple[int, ...]:
-    ids = row.get("hash_ids", [])
+    ids = row.get("hash_ids")
+    if ids is None:
+        return ()
     if not isinstance(ids, list):
         raise UserError(f"{path}, line {number}, column hash_ids: expected a list of ids, found {str(ids)[:60]}")
     return tuple(whole(path, number, "hash_ids", block) for block in ids)
