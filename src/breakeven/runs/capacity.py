@@ -58,7 +58,7 @@ class CapacityOptions:
 
     prompt: Length = field(default_factory=lambda: Length(mean=512))
     output: Length | None = field(default_factory=lambda: Length(mean=128))
-    prompts: Path | None = None
+    prompts: Path | str | None = None
     chat: bool = False
     think_s: float = 10.0
     target_share: float = 0.9

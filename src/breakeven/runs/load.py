@@ -64,7 +64,7 @@ class LoadOptions:
     `drain_s`: how long after the last request is due answers are waited for; longer where the SLO allows for more.
     """
 
-    out: Path | None = None
+    out: Path | str | None = None
     resume: bool = False
     processes: int | None = None
     ray_address: str | None = None
