@@ -15,6 +15,7 @@ from typer.main import get_command
 
 import breakeven
 from breakeven.cli.main import VERBS, dispatch
+from breakeven.engines.source import SYNTHETIC, parse_source
 from breakeven.errors import UserError
 from breakeven.results.lab import Evaluation
 from breakeven.results.load import LoadStudy
@@ -145,3 +146,14 @@ def test_so_may_the_texts_and_results_of_a_model(tmp_path: Path, monkeypatch: py
     traffic = breakeven.Traffic(concurrency="1", requests=2, prompt="8", output="2")
     study = breakeven.bench("tiny.gguf", traffic, options=breakeven.LoadOptions(out="kept"))
     assert read(Path("kept/result.json"), LoadStudy) == study
+
+
+def test_a_file_that_synth_wrote_is_known_as_such(tmp_path: Path) -> None:
+    model, asked = tmp_path / "tiny.gguf", tmp_path / "asked.txt"
+    breakeven.synth(str(ROOT / "examples/tiny-dense.yaml"), model)
+    asked.write_text("word " * 800)  # a byte is a token of such a model
+    traffic = breakeven.Traffic(concurrency="1", requests=2, prompts=asked, output="2")
+    study = breakeven.bench(str(model), traffic, options=breakeven.LoadOptions(out=tmp_path / "kept"))
+    assert SYNTHETIC in study.caveats
+    assert not any(study.points[0].errors.values())
+    assert [parse_source(text).random_weights for text in ("llama-3.2-1b", "http://127.0.0.1:1/v1#m")] == [True, False]

@@ -149,7 +149,7 @@ def capacity(
         alone,
         slo,
         options,
-        context_tokens=context_of([lengths], of_bytes=source.synthetic),
+        context_tokens=context_of([lengths], of_bytes=source.random_weights),
         slots=DEFAULT_SLOTS,
         question=question,
         notes=[] if search.prompts is None else [read_prompts(search.prompts).said(search.output is not None)],

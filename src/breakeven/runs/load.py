@@ -356,7 +356,7 @@ class Session:
 
     def _caveats(self) -> list[str]:
         found = [*self._said]
-        if any(source.synthetic for source in self._sources):
+        if any(source.random_weights for source in self._sources):
             found.append(SYNTHETIC)
         if any(source.url for source in self._sources):
             found.append(URL_CAVEAT)
