@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,11 @@ from typer.main import get_command
 
 import breakeven
 from breakeven.cli.main import VERBS, dispatch
+from breakeven.engines.source import SYNTHETIC, parse_source
+from breakeven.errors import UserError
+from breakeven.results.lab import Evaluation
+from breakeven.results.load import LoadStudy
+from breakeven.results.store import read
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/python.md").read_text()
@@ -111,3 +117,43 @@ def test_keys_from_python(tmp_path: Path) -> None:
     assert (key.name, key.admin, len(key.limits)) == ("ann", False, 2)
     breakeven.keys.revoke("ann", file)
     assert breakeven.keys.list(file)[0].revoked_s is not None
+
+
+ROWS = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:47.0,50,8\n"
+
+
+def test_a_place_on_disk_may_be_given_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("conv.csv").write_text(ROWS)
+    Path("routing.json").write_text("no routing")
+    played = breakeven.simulate("llama-3.2-1b", breakeven.Traffic(trace="conv.csv"), machine=CHIP)
+    assert played == breakeven.simulate("llama-3.2-1b", breakeven.Traffic(trace=Path("conv.csv")), machine=CHIP)
+    with pytest.raises(UserError, match=r"^routing\.json: "):
+        breakeven.predict(["olmoe-1b-7b"], [CHIP], routing={"olmoe-1b-7b": "routing.json"})
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert breakeven.init_study("study.yaml").is_file()
+    with pytest.raises(UserError, match="nothing to resume in here-calibration"):
+        breakeven.calibrate(breakeven.CalibrateOptions(out="here.json", resume=True))
+
+
+def test_so_may_the_texts_and_results_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    breakeven.synth(str(ROOT / "examples/tiny-moe.yaml"), tmp_path / "tiny.gguf")
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text((ROOT / "docs/metrics.md").read_text())
+    assert breakeven.trace("tiny.gguf", ["text"], max_tokens=64).texts[0].label == "text"
+    found = breakeven.evaluate(["tiny.gguf"], "text", out="evaluation.json")
+    assert read(Path("evaluation.json"), Evaluation) == found
+    traffic = breakeven.Traffic(concurrency="1", requests=2, prompt="8", output="2")
+    study = breakeven.bench("tiny.gguf", traffic, options=breakeven.LoadOptions(out="kept"))
+    assert read(Path("kept/result.json"), LoadStudy) == study
+
+
+def test_a_file_that_synth_wrote_is_known_as_such(tmp_path: Path) -> None:
+    model, asked = tmp_path / "tiny.gguf", tmp_path / "asked.txt"
+    breakeven.synth(str(ROOT / "examples/tiny-dense.yaml"), model)
+    asked.write_text("word " * 800)  # a byte is a token of such a model
+    traffic = breakeven.Traffic(concurrency="1", requests=2, prompts=asked, output="2")
+    study = breakeven.bench(str(model), traffic, options=breakeven.LoadOptions(out=tmp_path / "kept"))
+    assert SYNTHETIC in study.caveats
+    assert not any(study.points[0].errors.values())
+    assert [parse_source(text).random_weights for text in ("llama-3.2-1b", "http://127.0.0.1:1/v1#m")] == [True, False]

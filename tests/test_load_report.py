@@ -68,6 +68,12 @@ def rendered(name: str) -> str:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
+def test_names_of_files_and_candidates_keep_their_letters() -> None:
+    said = ["conv.csv is read as azure.", "served was asked it twice.", "client and engine share cores."]
+    study = msgspec.structs.replace(made.one_endpoint(), models=[made.served()], caveats=said)
+    assert words.load_caveats(study) == [*said[:2], "Client and engine share cores."]
+
+
 @pytest.mark.parametrize(
     ("shown", "meant"),
     [

@@ -51,7 +51,7 @@ def predict(
     batches: Sequence[int] = (1,),
     contexts: Sequence[int] = (512,),
     format: str | None = None,
-    routing: Mapping[str, Path] | None = None,
+    routing: Mapping[str, Path | str] | None = None,
     expert_parallel: bool = False,
     kv: str | None = None,
     prompt: int | None = None,
@@ -81,7 +81,7 @@ def predict(
             batches=batches,
             contexts=contexts,
             format_name=format,
-            frequencies={model: read_routing(file) for model, file in (routing or {}).items()},
+            frequencies={model: read_routing(Path(file)) for model, file in (routing or {}).items()},
             expert_parallel=expert_parallel,
             kv=kv,
             prompt=prompt,
@@ -188,7 +188,7 @@ def simulate(
             slot_tokens=None if schedule is not None else steps.spec.context or None,
         )
 
-    trace = traffic.trace
+    trace = None if traffic.trace is None else Path(traffic.trace)
     if trace is not None and trace.is_file() and trace.stat().st_size > WHOLE_BYTES:
         return _long(steps, traffic, trace, schedule, policy(None), fleet, machine)
     schedules, slo, notes = _schedules(traffic, schedule)

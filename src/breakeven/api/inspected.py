@@ -207,7 +207,7 @@ class CacheVerbs:
 
 def trace(
     model: str,
-    texts: Mapping[str, str] | Sequence[Path] = (),
+    texts: Mapping[str, str] | Sequence[Path | str] = (),
     *,
     prompts: Path | str | None = None,
     threads: int | None = None,
@@ -230,7 +230,8 @@ def trace(
     from breakeven.engines.inside.client import trace as run
     from breakeven.engines.inside.summary import summarise
 
-    labelled: dict[str, str | list[str]] = dict(texts if isinstance(texts, Mapping) else _texts(texts))
+    given = texts if isinstance(texts, Mapping) else _texts([Path(text) for text in texts])
+    labelled: dict[str, str | list[str]] = dict(given)
     if prompts is not None:
         from breakeven.traffic.prompt_file import read_prompts
 

@@ -50,7 +50,7 @@ def evaluate(
     budget_s: float | None = None,
     encoding: str | None = None,
     threads: int | None = None,
-    out: Path | None = None,
+    out: Path | str | None = None,
     on_progress: Callable[[ProgressState], None] = lambda state: None,
 ) -> Evaluation:
     """How well models predict the text of a file or directory, in bits per byte by language and domain, and which share
@@ -97,7 +97,7 @@ def evaluate(
     if out is not None:
         from breakeven.pages.lab_html import write_page
 
-        write_page(result, store.write(result, out))
+        write_page(result, store.write(result, Path(out)))
     return result
 
 

@@ -142,7 +142,7 @@ def _llama_server(source: Source, path: Path, serving: Serving) -> KeptEngine:
         environment=serving.environment,
         kv_type=serving.kv,
         flash_attention=True if kv_element_bytes(serving.kv) < 2 else None,
-        random_weights=source.synthetic,
+        random_weights=source.random_weights,
         placement=serving.placement,
         arguments=serving.arguments,
     )

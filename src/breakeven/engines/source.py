@@ -13,6 +13,7 @@ from breakeven.errors import UserError
 from breakeven.hardware.placement import split_served
 from breakeven.model.architecture import ModelSpec
 from breakeven.model.formats.named import OWN, GpuFormat, OwnFormat, default_format, format_named
+from breakeven.model.readers.gguf_header import read_header
 from breakeven.model.resolve import path_of, resolve_spec, split_format, weight_file
 
 SYNTHETIC = "synthetic weights: speed and memory only"
@@ -51,6 +52,13 @@ class Source:
     def synthetic(self) -> bool:
         """True when its weights are written by Breakeven."""
         return self.path is None and self.url is None
+
+    @property
+    def random_weights(self) -> bool:
+        """True also of a file that `breakeven synth` wrote before: by what its header says."""
+        return self.synthetic or (
+            self.path is not None and read_header(self.path).metadata.get("general.description") == SYNTHETIC
+        )
 
 
 def parse_source(text: str) -> Source:

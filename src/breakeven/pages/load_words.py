@@ -236,12 +236,14 @@ def with_synthetic(caveats: list[str], models: list[LoadModel]) -> list[str]:
     """`caveats`, led by the one on synthetic weights where they lack it and a model has such."""
     said = any(SYNTHETIC_CAVEAT in caveat.lower() for caveat in caveats)
     needed = any(model.synthetic for model in models) and not said
-    return [capital(caveat) for caveat in ([SYNTHETIC_CAVEAT] if needed else []) + caveats]
+    names = tuple(model.name for model in models)
+    found = ([SYNTHETIC_CAVEAT] if needed else []) + caveats
+    return [caveat if caveat.startswith(names) else capital(caveat) for caveat in found]
 
 
 def capital(text: str) -> str:
-    """`text` with a capital at its front."""
-    return text[:1].upper() + text[1:]
+    """`text` with a capital at its front, unless a file's name stands there."""
+    return text if "." in text.partition(" ")[0].rstrip(".") else text[:1].upper() + text[1:]
 
 
 def ended(text: str) -> str:

@@ -111,7 +111,7 @@ def play(
     if any(len(schedule) == 0 for schedule in schedules):
         raise UserError("no request falls into the measured time; give a higher --rate or a longer --duration")
     streams = [load.workload.arrivals.concurrency or DEFAULT_SLOTS for load in loads]
-    context = context_of(schedules, of_bytes=any(source.synthetic for source in sources))
+    context = context_of(schedules, of_bytes=any(source.random_weights for source in sources))
     del schedules
     session = Session(
         kind,

@@ -79,7 +79,8 @@ def calibrate(options: CalibrateOptions, on_progress: OnProgress = lambda state:
     kinds = [(s.name, str(s.spec), s.format_name, s.url) for s in chosen.subjects]
     threads = (options.threads, threads_wait())
     mark = fingerprint((chosen.engine_name, options.asked, kinds, chosen.loads, threads, options.kv, __version__))
-    where = options.out.with_name(options.out.stem + "-calibration") if options.out else None
+    out = Path(options.out) if options.out else None
+    where = out.with_name(out.stem + "-calibration") if out else None
     what = f"calibrate-{chosen.engine_name}-{chosen.format_name.lower()}"
     what += re.sub(r"[^A-Za-z0-9.]+", "-", f"-{host_of_urls(options.urls)}").rstrip("-") if options.urls else ""
     directory, history = open_directory(where, Path("results") / what, mark, options.resume)
@@ -162,7 +163,7 @@ def profile_of(
         idle_w=idle_w,
         busy_w=None if served else busy_watts(history),
     )
-    path = save_profile(profile, options.out)
+    path = save_profile(profile, Path(options.out) if options.out else None)
     noisy = sum(bool(done.flagged) for _, done in finished(history))
     return Calibration(profile, path, directory / LOG, fitted, left_out, noisy, chosen.notice)
 

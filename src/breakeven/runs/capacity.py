@@ -58,7 +58,7 @@ class CapacityOptions:
 
     prompt: Length = field(default_factory=lambda: Length(mean=512))
     output: Length | None = field(default_factory=lambda: Length(mean=128))
-    prompts: Path | None = None
+    prompts: Path | str | None = None
     chat: bool = False
     think_s: float = 10.0
     target_share: float = 0.9
@@ -149,7 +149,7 @@ def capacity(
         alone,
         slo,
         options,
-        context_tokens=context_of([lengths], of_bytes=source.synthetic),
+        context_tokens=context_of([lengths], of_bytes=source.random_weights),
         slots=DEFAULT_SLOTS,
         question=question,
         notes=[] if search.prompts is None else [read_prompts(search.prompts).said(search.output is not None)],

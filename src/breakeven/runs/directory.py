@@ -9,9 +9,9 @@ from breakeven.results import store
 from breakeven.results.store import LOG
 
 
-def open_directory(asked: Path | None, default: Path, wanted: str, resume: bool) -> tuple[Path, list[Event]]:
+def open_directory(asked: Path | str | None, default: Path, wanted: str, resume: bool) -> tuple[Path, list[Event]]:
     """The directory to write to, as `store.open_directory` chooses it, and the events it already holds."""
-    directory, begun = store.open_directory(asked, default, wanted, resume, study_of)
+    directory, begun = store.open_directory(None if asked is None else Path(asked), default, wanted, resume, study_of)
     return directory, read_events(directory / LOG) if begun else []
 
 

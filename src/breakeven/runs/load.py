@@ -64,7 +64,7 @@ class LoadOptions:
     `drain_s`: how long after the last request is due answers are waited for; longer where the SLO allows for more.
     """
 
-    out: Path | None = None
+    out: Path | str | None = None
     resume: bool = False
     processes: int | None = None
     ray_address: str | None = None
@@ -356,7 +356,7 @@ class Session:
 
     def _caveats(self) -> list[str]:
         found = [*self._said]
-        if any(source.synthetic for source in self._sources):
+        if any(source.random_weights for source in self._sources):
             found.append(SYNTHETIC)
         if any(source.url for source in self._sources):
             found.append(URL_CAVEAT)

@@ -73,7 +73,7 @@ class CalibrateOptions:
     engine: str | None = None
     format_name: str | None = None
     budget_s: float = BUDGET_S
-    out: Path | None = None
+    out: Path | str | None = None
     resume: bool = False
     threads: int | None = None
     probes: tuple[ModelSpec, ...] = ()

@@ -78,7 +78,7 @@ def replay(
         turns[0].workload,
         saved.slo,
         options,
-        context_tokens=context_of([turn.schedule for turn in turns], of_bytes=source.synthetic),
+        context_tokens=context_of([turn.schedule for turn in turns], of_bytes=source.random_weights),
         slots=max(streams),
         question=tuple((turn.load, turn.round, turn.workload) for turn in turns),
         on_state=on_state,

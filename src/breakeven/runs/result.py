@@ -290,7 +290,7 @@ def noise_record(history: Sequence[events.Event]) -> NoiseRecord:
 
 def _caveats(sources: Sequence[Source]) -> list[str]:
     found = []
-    if any(source.synthetic for source in sources):
+    if any(source.random_weights for source in sources):
         found.append(SYNTHETIC)
     if len({repr(source.question) for source in sources}) < len(sources):
         found.append("A/A run: a model against itself; any difference found here is an error of the measurement.")

@@ -250,9 +250,9 @@ class Words:
 
     rate: str | None = None
     concurrency: str | None = None
-    trace: Path | None = None
+    trace: Path | str | None = None
     trace_format: str | None = None
-    prompts: Path | None = None
+    prompts: Path | str | None = None
     arrivals: str = "poisson"
     speed: float = 1.0
     window: str | None = None
@@ -293,7 +293,7 @@ def traffic_of(words: Words, default_duration_s: float = DEFAULT_DURATION_S) -> 
             raise UserError(f"--{name} {number}: give {least} or more")
     if words.trace_format is not None and words.trace is None:
         raise UserError("--trace-format says how to read a --trace; give one, or leave it out")
-    trace = read_trace(words.trace, words.trace_format) if words.trace is not None else None
+    trace = read_trace(Path(words.trace), words.trace_format) if words.trace is not None else None
     own = _own_prompts(words, trace)
     duration_s = None if words.duration is None else option_seconds("--duration", words.duration)
     # A count alone ends a run, and so does a trace; only a rate or a number of streams would go on for ever.

@@ -28,11 +28,11 @@ class InterviewQuestion:
     check: Callable[[str], object]
 
 
-def ask(path: Path) -> Path:
+def ask(path: Path | str) -> Path:
     """Write a study to `path` by asking on the terminal. Where nobody is at one, every default is taken."""
     if not sys.stdin.isatty():
-        return init_study(path)
-    return init_study(path, _on_terminal, lambda text: print(f"  {text}", file=sys.stderr))
+        return init_study(Path(path))
+    return init_study(Path(path), _on_terminal, lambda text: print(f"  {text}", file=sys.stderr))
 
 
 def _on_terminal(question: str, default: str) -> str:
