@@ -55,6 +55,9 @@ MAX_LAYERS = 4096
 _NO_TEXT = re.compile(r"For(MaskedLM|(Sequence|Token)Classification|QuestionAnswering)$|BidirectionalModel$")
 """Classes without a head that writes, or whose tokens see those after them."""
 
+_DRAFT = re.compile(r"ForCausalLMEagle\d?$|^Eagle\d?\w*ForCausalLM\w*$|DraftModel$|Speculator$")
+"""Classes of draft heads; Eagle is the name of models that see, too."""
+
 _ASSUME: ContextVar[bool] = ContextVar("assume", default=False)
 
 
@@ -132,6 +135,11 @@ def _refuse_others(c: Config, config: Mapping[str, object], types: Sequence[obje
             raise UserError(f"{c.source}: {c.name}: model_type {known!r} is not read: {REFUSED[known]}; {HELP}")
     named = config.get("architectures")
     architecture = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    if _DRAFT.search(architecture):
+        raise UserError(
+            f"{c.source}: {c.name}: architecture {architecture[:60]!r} is a draft head for speculative decoding; "
+            "give the model it drafts for"
+        )
     sorts = _NO_TEXT.search(architecture) is not None
     if sorts or c.get("use_bidirectional_attention") in (True, "all"):
         why = f"architecture {architecture[:60]!r}" if sorts else "use_bidirectional_attention"
