@@ -394,6 +394,7 @@ def test_memory_beyond_the_machine_s_is_not_weighed() -> None:
         ({"use": "poetry"}, "--use poetry"),
         ({"users": 0}, "--users 0"),
         ({"min_speed": -1.0}, "--min-speed -1"),
+        ({"min_speed": 1e9}, "give a number above 0 and below 1,000,000,000"),
         ({"memory": "much"}, "--memory much"),
         ({"languages": "h!"}, "--languages"),
         ({"use": "translate"}, "--languages hi,en"),

@@ -497,6 +497,33 @@ class TestNewest:
         assert spec.mtp is not None
         assert [type(each.ffn) for each in spec.mtp.layers] == [block, block]
 
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            (
+                {"architectures": ["LlamaForSequenceClassification"]},
+                "architecture 'LlamaForSequenceClassification' says",
+            ),
+            (
+                {"architectures": ["EuroBertForMaskedLM"], "model_type": "eurobert"},
+                "writes none; give a language model",
+            ),
+            ({"architectures": ["LlamaBidirectionalModel"]}, "embeds or sorts texts"),
+            ({"use_bidirectional_attention": True}, "use_bidirectional_attention says that it embeds"),
+            ({"model_type": "gemma4_assistant", "text_config": PLAIN}, "it drafts for another model"),
+            ({"architectures": ["LlamaForCausalLMEagle"], "num_hidden_layers": 1}, "is a draft head for speculative"),
+            ({"architectures": ["Eagle3LlamaForCausalLM"], "draft_vocab_size": 32}, "give the model it drafts for"),
+        ],
+    )
+    def test_what_writes_no_text_is_no_language_model(self, changes: dict[str, Any], told: str) -> None:
+        with pytest.raises(UserError, match=told):
+            spec_from_config({**PLAIN, **changes}, "m", "m.json", assume=True)
+
+    @pytest.mark.parametrize("seen", ["vision", False, None])
+    def test_pictures_alone_may_be_seen_from_both_sides(self, seen: object) -> None:
+        named = {"architectures": ["Eagle2_5_VLForConditionalGeneration"], "use_bidirectional_attention": seen}
+        assert spec_from_config({**PLAIN, **named}, "m", "m.json").assumed == ()
+
     @pytest.mark.parametrize("model_type", ["diffusion_gemma", "llada", "sdar_moe"])
     def test_what_writes_many_tokens_at_once_is_refused(self, model_type: str) -> None:
         with pytest.raises(UserError, match=f"model_type '{model_type}' is not read: it writes by diffusion"):

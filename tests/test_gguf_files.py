@@ -342,6 +342,11 @@ def test_a_directory_is_searched_as_downloads_fill_it(tmp_path: Path) -> None:
         ({"general.architecture": "whisper"}, "turns speech into text"),
         ({"general.architecture": "wavtokenizer-dec"}, "speech synthesiser"),
         ({"general.architecture": "eagle3"}, "draft head"),
+        ({"general.architecture": "gemma4-assistant"}, "draft head"),
+        ({"general.architecture": "gemma-embedding2"}, "an embedding model"),
+        ({"general.architecture": "qwen3tts"}, "speech synthesiser"),
+        ({"general.architecture": "dream"}, "it writes by diffusion, .* give the language model's file"),
+        ({"general.architecture": "llada-moe"}, "it writes by diffusion"),
         ({"general.architecture": "llama", "tokenizer.ggml.model": "gpt2"}, "a vocabulary and no weights"),
         ({"general.architecture": "gizmo"}, "no table of tokens .* 'gizmo', so it is no language model"),
         ({}, "does not say general.architecture"),
@@ -352,6 +357,15 @@ def test_other_kinds_of_gguf_are_told_apart(keys: dict[str, object], told: str, 
     write_sparse(path, keys, [])
     with pytest.raises(UserError, match=told):
         resolve_spec(str(path))
+
+
+def test_layers_of_a_language_model_do_not_make_one(tmp_path: Path) -> None:
+    spec = small_spec("llama")
+    for architecture in ("llada", "rnd1", "gemma4-assistant"):
+        keys = {key.replace("llama.", f"{architecture}."): value for key, value in keys_of(spec).items()}
+        write_sparse(tmp_path / "m.gguf", {**keys, "general.architecture": architecture}, rows_of(spec, "F16"))
+        with pytest.raises(UserError, match=r"give the language model's file"):
+            resolve_spec(str(tmp_path / "m.gguf"), assume=True)
 
 
 def test_a_decoder_named_like_an_encoder_is_read(tmp_path: Path) -> None:

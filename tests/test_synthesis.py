@@ -201,6 +201,8 @@ def test_the_model_itself_and_directories_are_never_written_over(tmp_path: Path)
     for place in (tmp_path, Path(), Path("/")):
         with pytest.raises(UserError, match="is a directory; give the file to write, such as"):
             breakeven.synth(str(weights), place)
+    with pytest.raises(UserError, match=f"such as {tmp_path}/SmolLM2-135M.gguf"):
+        breakeven.synth("smollm2-135m", tmp_path)
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "config.json").write_text(json.dumps(LLAMA))
     with pytest.raises(UserError, match="is the model itself"):

@@ -142,7 +142,8 @@ def synth(
 
     spec, path, (named, own_format) = resolve_spec(model), Path(out), split_format(model)
     if path.is_dir():
-        raise UserError(f"--out {path} is a directory; give the file to write, such as {path / spec.name}.gguf")
+        name = spec.name.rsplit("/", 1)[-1]  # of a hub id what comes last: the rest is no directory of this one
+        raise UserError(f"--out {path} is a directory; give the file to write, such as {path / name}.gguf")
     place, weights_in = path_of(named), weight_file(named)
     given = [file for file in (place, weights_in) if file is not None and file.exists()]
     inside = place.is_dir() and path.parent.resolve() == place.resolve()

@@ -124,7 +124,7 @@ def wish_of(words: ChoiceWords) -> Wish:
         ("max-usd-per-month", words.max_usd_per_month),
     ):
         if value is not None and not 0 < value < 1e9:
-            raise UserError(f"--{option} {value:g}: give a number above 0")
+            raise UserError(f"--{option} {value:g}: give a number above 0 and below 1,000,000,000")
     languages = _codes(words.languages)
     if name == "translate" and not languages:
         raise UserError("--use translate: say between which languages, such as --languages hi,en")

@@ -268,6 +268,7 @@ CLASSES: dict[str, ModelClass] = {
 }
 """Classes by `model_type`. To add one: a row here, and only for what its keys do not say."""
 
+BY_DIFFUSION = "it writes by diffusion, many tokens in several passes, so that none of the speeds here would hold"
 REFUSED = {
     "jetmoe": "its attention is a mixture of experts",
     "zamba": "layers share one attention block",
@@ -280,7 +281,11 @@ REFUSED = {
     "zaya": "its convolutional attention is not known here",
     **dict.fromkeys(
         ("diffusion_gemma", "diffusion_gemma_text", "llada", "llada_moe", "llada2_moe", "Dream", "sdar", "sdar_moe"),
-        "it writes by diffusion, many tokens in several passes, so that none of the speeds here would hold",
+        BY_DIFFUSION,
+    ),
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"),
+        "it drafts for another model, whose keys and values it reads; give that one",
     ),
 }
 """Classes whose keys do not tell that they differ, and what they differ in."""

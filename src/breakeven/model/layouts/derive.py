@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -50,6 +51,12 @@ from breakeven.model.layouts.registry import FAMILIES
 
 MAX_LAYERS = 4096
 """More than any model has; a file that says more is damaged or hostile."""
+
+_NO_TEXT = re.compile(r"For(MaskedLM|(Sequence|Token)Classification|QuestionAnswering)$|BidirectionalModel$")
+"""Classes without a head that writes, or whose tokens see those after them."""
+
+_DRAFT = re.compile(r"ForCausalLMEagle\d?$|^Eagle\d?\w*ForCausalLM\w*$|DraftModel$|Speculator$")
+"""Classes of draft heads; Eagle is the name of models that see, too."""
 
 _ASSUME: ContextVar[bool] = ContextVar("assume", default=False)
 
@@ -102,6 +109,7 @@ def _not_known(c: Config, strange: Sequence[str]) -> str:
 def _class_of(c: Config, config: Mapping[str, object]) -> ModelClass:
     """The class of the inner or the outer `model_type`; keys alone describe one that is not in the table."""
     types = [part.get("model_type") for part in reversed(text_parts(config))]
+    _refuse_others(c, config, types)
     for model_type in types:
         if isinstance(model_type, str) and model_type in CLASSES:
             return CLASSES[model_type]
@@ -115,11 +123,29 @@ def _class_of(c: Config, config: Mapping[str, object]) -> ModelClass:
             f"{c.source}: {c.name}: model_type {known!r} has an encoder beside its decoder; Breakeven describes "
             "decoders alone"
         )
-    if known in REFUSED:
-        raise UserError(f"{c.source}: {c.name}: model_type {known!r} is not read: {REFUSED[known]}; {HELP}")
     c.stranger = known
     c.assumed.append("model_type")
     return UNKNOWN
+
+
+def _refuse_others(c: Config, config: Mapping[str, object], types: Sequence[object]) -> None:
+    """Raises UserError for what is not read, saying why, and for what writes no text though its layers are known."""
+    for known in types:
+        if isinstance(known, str) and known in REFUSED:
+            raise UserError(f"{c.source}: {c.name}: model_type {known!r} is not read: {REFUSED[known]}; {HELP}")
+    named = config.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    if _DRAFT.search(architecture):
+        raise UserError(
+            f"{c.source}: {c.name}: architecture {architecture[:60]!r} is a draft head for speculative decoding; "
+            "give the model it drafts for"
+        )
+    sorts = _NO_TEXT.search(architecture) is not None
+    if sorts or c.get("use_bidirectional_attention") in (True, "all"):
+        why = f"architecture {architecture[:60]!r}" if sorts else "use_bidirectional_attention"
+        raise UserError(
+            f"{c.source}: {c.name}: {why} says that it embeds or sorts texts and writes none; give a language model"
+        )
 
 
 def _layers(c: Config, cls: ModelClass) -> tuple[list[Layer], list[str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from breakeven.errors import NotSupportedError, UserError
 from breakeven.model.architecture import StoredTensor
+from breakeven.model.layouts.classes import BY_DIFFUSION
 from breakeven.model.readers.gguf_header import GgufHeader, read_header
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?i:gguf))?$")
@@ -31,7 +32,7 @@ _OTHER_KINDS: dict[str, str] = {
     "clip": f"this is a vision or audio projector (mmproj), not a language model; {_GIVE}",
     "controlvector": f"this is a control vector, not a model; {_GIVE}",
     "imatrix": f"this is an importance matrix for quantizing, not a model; {_GIVE}",
-    "eagle3": f"this is a draft head for speculative decoding; {_GIVE}",
+    **dict.fromkeys(("eagle3", "gemma4-assistant"), f"this is a draft head for speculative decoding; {_GIVE}"),
     "dflash": f"this is a draft model for speculative decoding; {_GIVE}",
     **dict.fromkeys(
         ("t5", "t5encoder"),
@@ -45,11 +46,23 @@ _OTHER_KINDS: dict[str, str] = {
         ("whisper", "parakeet", "canary", "voxtral-encoder"), f"this model turns speech into text; {_GIVE}"
     ),
     **dict.fromkeys(
-        ("wavtokenizer-dec", "kokoro", "outetts", "parler-tts", "dia", "orpheus", "snac", "csm"),
+        (
+            "wavtokenizer-dec",
+            "kokoro",
+            "outetts",
+            "parler-tts",
+            "dia",
+            "orpheus",
+            "snac",
+            "csm",
+            "qwen3tts",
+            "pockettts",
+        ),
         f"this is a part of a speech synthesiser, not a language model; {_GIVE}",
     ),
+    **dict.fromkeys(("dream", "llada", "llada-moe", "rnd1"), f"{BY_DIFFUSION}; {_GIVE}"),
 }
-_EMBEDDERS = re.compile(r"(.*-)?bert(-.*)?$|eurobert$|gemma-embedding$|llama-embed$|.*-bert-.*")
+_EMBEDDERS = re.compile(r"(.*-)?bert(-.*)?$|eurobert$|gemma-embedding\d*$|llama-embed$|.*-bert-.*")
 
 
 def first_part(path: Path) -> Path:
