@@ -341,6 +341,22 @@ def test_parts_go_to_whom_may_serve_them() -> None:
     assert mix.usd_per_hour.value == pytest.approx(4.1)
 
 
+def test_of_mixes_that_cost_the_same_the_faster_wins_and_no_name_does() -> None:
+    rest = contender("rest", "moe", 4.0, exact(5.0))
+    for slow, fast in (("a", "b"), ("b", "a")):
+        pair = [
+            contender(slow, "dense", 0.1, exact(100.0), e2e_s=2.0),
+            contender(fast, "dense", 0.101, exact(100.0), e2e_s=1.0),
+        ]
+        parts = [MixPart("easy", 0.8, frozenset([slow, fast])), MixPart("hard", 0.2, frozenset(["rest"]))]
+        mix = best_mix([*pair, rest], parts, 20.0, 0)
+        assert mix is not None
+        assert [share.candidate for share in mix.shares] == [fast, "rest"]
+        tight = best_mix([*pair, rest], parts, 20.0, 0, budget_usd_per_hour=4.1)
+        assert tight is not None
+        assert [share.candidate for share in tight.shares] == [slow, "rest"]
+
+
 def test_one_candidate_that_is_cheapest_alone_needs_no_mix() -> None:
     assert best_mix([DENSE, MOE], [], 5.0, 0) is None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from breakeven.answer.advice import advice_for
-from breakeven.answer.candidates import Facts, ruled_out
+from breakeven.answer.candidates import Facts, floors_unheld, ruled_out
 from breakeven.answer.mixes import _may_serve
 from breakeven.answer.study.plan import (
     CandidatePlan,
@@ -144,6 +144,21 @@ def test_the_floor_binds_by_what_it_can_be_compared_with(floor: float, quality: 
     # That of a part binds by the same rule.
     assert _may_serve([], floor, MOE.name, {MOE.name: quality}) is not out
     assert not _may_serve(["another"], None, MOE.name, {MOE.name: quality})
+
+
+def test_whom_a_floor_says_nothing_of_is_told() -> None:
+    share = QualityScore(how="published", value=0.6, benchmark="mmlu_pro")
+    guess = QualityScore(how="size", value=10e9, low=7e9, high=16e9)
+    unknown = QualityScore(how="none")
+    hard = TrafficPart(name="hard", share=0.3, floor=25)
+    plan = replace(PLAN, quality=QualityPlan(floor=0.5), parts=(hard,))
+    assert floors_unheld(PLAN, {"a": share}) == []
+    of_all, of_part = floors_unheld(plan, {"a": share, "b": guess})
+    assert of_all.startswith("The floor (0.5) was not held against b: it is a share of tasks")
+    assert of_part.startswith("The floor of part 'hard' (25) was not held against a: it is in billions")
+    assert floors_unheld(replace(plan, parts=()), {"a": unknown}) == [
+        "The floor (0.5) was not held against a: nothing is known of their quality."
+    ]
 
 
 def test_licences_are_of_catalogued_models_and_name_a_page() -> None:

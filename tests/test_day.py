@@ -19,7 +19,7 @@ from breakeven.errors import UserError
 from breakeven.price.pricing import HOURS_PER_YEAR, Power, PricedTraffic
 from breakeven.price.staircase import in_proportion
 from breakeven.results.cost import Api, Own, Pricing, Rented
-from breakeven.results.decision import DayHour, Kind
+from breakeven.results.decision import DayHour, Kind, LatencyPoint
 from breakeven.stats.estimate import Estimate
 
 TRAFFIC = PricedTraffic(prompt_tokens=1000, output_tokens=500)
@@ -109,6 +109,24 @@ def test_dense_at_night_and_moe_by_day_are_cheaper_than_either() -> None:
     assert day.hours[0] == DayHour(cheapest="dense", usd=1.0, machines=1, used=0.2)
     assert day.hours[23] == DayHour(cheapest="moe", usd=3.0, machines=1, used=0.6)
     assert [day.bills[0].used[h] for h in (0, 23)] == [0.02, 0.6]
+
+
+def test_of_days_that_cost_the_same_the_faster_wins_in_any_order() -> None:
+    def answers(e2e_s: float) -> list[LatencyPoint]:
+        flat = Estimate(e2e_s, e2e_s, e2e_s)
+        names = ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "e2e_p99_s", "good_share")
+        delays = dict.fromkeys(names, flat)
+        return [LatencyPoint(rate_per_s=rate, **delays, utilisation=0.5, tokens_per_s=1.0) for rate in (0.1, 99.0)]
+
+    slow = replace(one("a", Rented(usd_per_hour=1.0), 10.0), latency=answers(2.0))
+    fast = replace(one("b", Rented(usd_per_hour=1.005), 10.0), latency=answers(1.0))
+    unknown = one("c", Rented(usd_per_hour=1.0), 10.0)
+    for order in ([slow, fast, unknown], [unknown, fast, slow]):
+        day, here = day_of(order, HOURS, 0)
+        assert here.winner == day.bills[0].candidate == "b"
+        assert day.sentences[0].startswith("Over the day b alone is cheapest")
+    day, here = day_of([slow, replace(fast, pricing=Rented(usd_per_hour=1.05))], HOURS, 0)
+    assert here.winner == "a"
 
 
 def test_nobody_changes_over_for_an_hour_in_which_nothing_is_asked() -> None:

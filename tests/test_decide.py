@@ -346,6 +346,21 @@ candidates:
     assert faster > slower
 
 
+def test_a_run_too_short_to_see_a_queue_says_so(tmp_path: Path) -> None:
+    text = """
+load: {{rate: 1000/s, prompt: 100, output: 10{more}}}
+slo: {{ttft: 2s, share: 95%}}
+candidates:
+  - {{name: a, model: llama-3.2-1b, machine: l4, format: fp8, price: {{rented: {{usd_per_hour: 1}}}}}}
+"""
+    short = decide(read_study(study(tmp_path, text.format(more=", requests: 400"))))
+    told = [why for why in short.verdict.because if why.startswith("a: too few requests to see a queue grow")]
+    assert told
+    assert "load.requests, 400" in told[0]
+    enough = decide(read_study(study(tmp_path, text.format(more=""))))
+    assert not any("too few requests" in why for why in enough.verdict.because)
+
+
 BESIDE_HOST = """
 load: {{rate: 0.02, prompt: 256, output: 64, requests: 200}}
 slo: {{ttft: 120s, tpot: 1s}}

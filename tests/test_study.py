@@ -130,6 +130,11 @@ def test_a_small_study_gets_its_defaults(tmp_path: Path) -> None:
         ),
         ({"candidates__0__price__own": {"usd": 1, "years": 1, "usd_per_kwh": 0}}, "candidates.0.price", "exactly one"),
         ({"candidates__1__price__own__years": 0}, "years", "greater than 0"),
+        (
+            {"candidates__1__price__own__idle": "300W", "candidates__1__price__own__busy": "90W"},
+            "candidates.1.price.own",
+            "found idle 300, busy 90",
+        ),
         ({"candidates__0__devices": 0}, "candidates.0.devices", "found 0, it must be greater than or equal to 1"),
         ({"constraints": {"memory": "24 stone"}}, "constraints.memory", "a size such as 24GB"),
         ({"constraints": {"power": "-3W"}}, "constraints.power", "a power such as"),

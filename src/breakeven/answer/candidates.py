@@ -123,6 +123,30 @@ def below_floor(floor: float | None, quality: QualityScore) -> str | None:
     return None
 
 
+def floors_unheld(plan: StudyPlan, scores: Mapping[str, QualityScore]) -> list[str]:
+    """Whom a floor of the study or of a part says nothing of, and so does not rule out, and why, a sentence each."""
+    floors = [("The floor", plan.quality.floor), *((f"The floor of part {p.name!r}", p.floor) for p in plan.parts)]
+    found = []
+    for what, floor in floors:
+        unheld: dict[str, list[str]] = {}
+        for name, quality in scores.items():
+            if floor and (why := _incomparable(floor, quality)):
+                unheld.setdefault(why, []).append(name)
+        found += [f"{what} ({floor:g}) was not held against {', '.join(who)}: {why}." for why, who in unheld.items()]
+    return found
+
+
+def _incomparable(floor: float, quality: QualityScore) -> str:
+    """Why a floor says nothing of this quality; empty where it does."""
+    if quality.value is None:
+        return "nothing is known of their quality"
+    if quality.how == "size" and floor <= 1:
+        return "it is a share of tasks, and their quality is a guess from size; give quality.scores of your own"
+    if quality.how in ("own", "published") and floor > 1:
+        return "it is in billions of parameters, and their quality is a share of tasks; give a share, or source: size"
+    return ""
+
+
 def _loss(plan: StudyPlan, facts: Facts) -> str | None:
     most, lost = plan.quality.max_loss, facts.loss
     if most is None or lost is None or lost.loss is None or lost.loss <= most:

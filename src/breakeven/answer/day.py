@@ -18,7 +18,17 @@ from numpy.typing import NDArray
 from breakeven.answer.regions import Standing
 from breakeven.answer.study.plan import Scaling
 from breakeven.answer.words import DAY_HOURS, part_text, period_text, rate_text, turns_text, usd_text
-from breakeven.answer.worlds import COST_TIE, Contender, Doubt, Floats, factors, ratios, span_of
+from breakeven.answer.worlds import (
+    COST_TIE,
+    UNKNOWN_S,
+    Contender,
+    Doubt,
+    Floats,
+    answer_s,
+    factors,
+    ratios,
+    span_of,
+)
 from breakeven.price.pricing import machine_usd_per_hour, usd_per_added_request
 from breakeven.results.cost import Api, Own, Rented
 from breakeven.results.decision import Day, DayBill, DayHour
@@ -137,9 +147,13 @@ def day_of(contenders: Sequence[Contender], hours_per_s: Sequence[float], seed: 
     """Bills of all contenders over the hours, the best single one, and the best where candidates take turns."""
     hours_H = np.asarray(hours_per_s, np.float64)
     days = len(hours_H) / DAY_HOURS
-    all_of = hourly_of(contenders, hours_H, seed)
+    # Where bills are the same the first one is taken: the one that answers fastest.
+    all_of = sorted(hourly_of(contenders, hours_H, seed), key=lambda each: _answer_s(each, hours_H))
     usd_CD = np.stack([each.usd(hours_H) / days for each in all_of])
     order = [int(i) for i in np.argsort(usd_CD[:, 0], kind="stable") if np.isfinite(usd_CD[i, 0])]
+    if order:
+        first = min(i for i in order if usd_CD[i, 0] <= usd_CD[order[0], 0] * (1.0 + COST_TIE))
+        order = [first, *(i for i in order if i != first)]
     bills = [_bill(all_of[i], usd_CD[i], hours_H) for i in order]
     cost_CH = _costs(all_of, hours_H)
     by_itself = _each_hour(all_of, cost_CH, hours_H)
@@ -168,6 +182,13 @@ def day_of(contenders: Sequence[Contender], hours_per_s: Sequence[float], seed: 
         sentences=[each for each in sentences if each],
     )
     return day, _standing(all_of, usd_CD, order)
+
+
+def _answer_s(each: Hourly, hours_H: Floats) -> float:
+    """Mean over the requests of the median time of an answer, as predicted; one that nobody knows is long."""
+    machines_H = np.maximum(each.needed_DH[0], 1.0)
+    seconds_H = answer_s(each.contender, (hours_H / machines_H)[None, :], np.zeros(1))[0]
+    return float(np.average(np.nan_to_num(seconds_H, nan=UNKNOWN_S), weights=hours_H))
 
 
 def _costs(all_of: Sequence[Hourly], hours_H: Floats) -> Floats:

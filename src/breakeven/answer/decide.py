@@ -13,7 +13,16 @@ from breakeven.answer import flips as find
 from breakeven.answer import next as narrow
 from breakeven.answer.advice import advice_for
 from breakeven.answer.along import along_context, along_precision
-from breakeven.answer.candidates import HOURS_PER_MONTH, Reasons, beyond_budget, needed, result_of, scores_of, why_not
+from breakeven.answer.candidates import (
+    HOURS_PER_MONTH,
+    Reasons,
+    beyond_budget,
+    floors_unheld,
+    needed,
+    result_of,
+    scores_of,
+    why_not,
+)
 from breakeven.answer.day import busiest_text, day_of
 from breakeven.answer.evaluate import NO_PRICE, Assessed, errs_with, evaluate
 from breakeven.answer.mixes import Mix, barred_text, for_all, mix_of
@@ -103,6 +112,9 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
         aside.append(f"Of the {skipped_h + WEEK_HOURS:,} hours of the trace the last {WEEK_HOURS} count, a week.")
     if plan.hours_per_s and mix is not None:
         aside.append(A_SPLIT_DAY)
+    unheld = floors_unheld(plan, scores)
+    if mix is not None:
+        aside += unheld
     results = [
         result_of(e, ruled[e.plan.name].all, scores[e.plan.name], rates, plan, barred.get(e.plan.name, []))
         for e in found
@@ -121,7 +133,7 @@ def decide(plan: StudyPlan, on_phase: Phase = lambda phase, subject: None) -> De
             day,
             {e.plan.name: _capacity_of(plan, e).command for e in found if e.model is not None},
             aside,
-            barred_text(barred),
+            [*barred_text(barred), *unheld],
         ),
         load_per_s=plan.load_per_s,
         workload=plan.workload,

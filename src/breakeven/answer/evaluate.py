@@ -17,7 +17,7 @@ from breakeven.answer.measured import (
     measured_otherwise,
     read_measured,
 )
-from breakeven.answer.promise import FEW, Promise, WhatIsAsked, many_text, taken
+from breakeven.answer.promise import FEW, Promise, WhatIsAsked, many_text, short_text, taken
 from breakeven.answer.study.plan import CandidatePlan, StudyPlan
 from breakeven.answer.worlds import Contender, Doubt, doubt_of
 from breakeven.errors import UserError
@@ -26,7 +26,7 @@ from breakeven.forecast.fleet import FleetCapacity
 from breakeven.forecast.model import StepModel
 from breakeven.forecast.predict import placement_notes
 from breakeven.forecast.residency import ON_DEVICE
-from breakeven.forecast.serving import latency_points, unit_requests
+from breakeven.forecast.serving import has_enough_to_fill, latency_points, replica_of, unit_requests
 from breakeven.forecast.simulator.policy import Policy
 from breakeven.forecast.simulator.run import policy_of as engine_policy
 from breakeven.hardware.placement import AUTO
@@ -218,6 +218,11 @@ def evaluate(study: StudyPlan, plan: CandidatePlan, trace: TraceRows | None) -> 
     found = replace(found, fleet=fleet, promise=promise, one=fleet.one)
     if promise.machines is None:
         return found
+    by_curve = fleet.replicas(study.load_per_s)
+    if requests is not None and by_curve > promise.machines:
+        one = replica_of(model, policy, workload, trace, requests)
+        if one is not None and not has_enough_to_fill(one):
+            found = replace(found, notes=[*found.notes, short_text(requests, promise.machines, by_curve)])
     fleet = taken(fleet, promise.machines, study.load_per_s)
     if note := many_text(promise, fleet, study.load_per_s):
         found = replace(found, notes=[*found.notes, note])

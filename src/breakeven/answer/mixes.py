@@ -14,7 +14,18 @@ import numpy as np
 from breakeven.answer.candidates import HOURS_PER_MONTH, Reasons, below_floor, beyond_budget
 from breakeven.answer.evaluate import Assessed
 from breakeven.answer.study.plan import StudyPlan
-from breakeven.answer.worlds import DRAWS, Contender, Doubt, DrawnFleet, Floats, factors, span_of
+from breakeven.answer.worlds import (
+    COST_TIE,
+    DRAWS,
+    UNKNOWN_S,
+    Contender,
+    Doubt,
+    DrawnFleet,
+    Floats,
+    answer_s,
+    factors,
+    span_of,
+)
 from breakeven.model.quality.scores import QualityScore
 from breakeven.results.cost import Api
 from breakeven.results.decision import ABOVE, TrafficShare
@@ -46,8 +57,18 @@ class Mix:
     by_parts: bool
 
 
-def best_mix(contenders: Sequence[Contender], parts: Sequence[MixPart], rate_per_s: float, seed: int) -> Mix | None:
-    """The cheapest mix that saves WORTH_IT over any single candidate in the predicted world; None when none does."""
+def best_mix(
+    contenders: Sequence[Contender],
+    parts: Sequence[MixPart],
+    rate_per_s: float,
+    seed: int,
+    budget_usd_per_hour: float = np.inf,
+) -> Mix | None:
+    """The cheapest mix that saves WORTH_IT over any single candidate in the predicted world; None when none does.
+
+    Of those within COST_TIE of it, and within the budget where it is, the one that answers fastest, as of single
+    candidates.
+    """
     # Who may serve every part may serve all of it; nobody else may take the rest in a split by amount.
     whole = [c for c in contenders if all(c.name in part.allowed for part in parts)]
     mixes = [
@@ -58,9 +79,9 @@ def best_mix(contenders: Sequence[Contender], parts: Sequence[MixPart], rate_per
     single = min(alone, key=lambda name: float(alone[name][0]), default=None)
     if single is not None and not np.isfinite(alone[single][0]):
         single = None
-    best: Mix | None = None
+    found: list[Mix] = []
     for shares, bill_D, by_parts in mixes:
-        if not np.isfinite(bill_D[0]) or (best is not None and bill_D[0] >= best.usd_per_hour.value):
+        if not np.isfinite(bill_D[0]):
             continue
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio_D = alone[single] / bill_D if single is not None else None
@@ -68,8 +89,23 @@ def best_mix(contenders: Sequence[Contender], parts: Sequence[MixPart], rate_per
             continue
         over_D = ratio_D[np.isfinite(ratio_D)] if ratio_D is not None else np.empty(0)
         over = span_of(over_D) if len(over_D) else None
-        best = Mix(shares, span_of(bill_D[np.isfinite(bill_D)]), single, over, by_parts)
-    return best
+        found.append(Mix(shares, span_of(bill_D[np.isfinite(bill_D)]), single, over, by_parts))
+    cheapest = min((mix.usd_per_hour.value for mix in found), default=0.0)
+    most = max(cheapest, min(cheapest * (1.0 + COST_TIE), budget_usd_per_hour))
+    near = [mix for mix in found if mix.usd_per_hour.value <= most]
+    by_name = {c.name: c for c in contenders}
+    return min(near, key=lambda mix: _answer_s(mix, by_name, rate_per_s), default=None)
+
+
+def _answer_s(mix: Mix, by_name: Mapping[str, Contender], rate_per_s: float) -> float:
+    """Mean of the median times that its candidates take for an answer, as predicted; one nobody knows is long."""
+    total = 0.0
+    for each in mix.shares:
+        contender, rate = by_name[each.candidate], each.share * rate_per_s
+        machines = 1.0 if contender.fleet is None else contender.fleet.replicas(rate)
+        seconds = float(answer_s(contender, np.array([[rate / machines]]), np.zeros(1))[0, 0])
+        total += each.share * (seconds if np.isfinite(seconds) else UNKNOWN_S)
+    return total
 
 
 def _by_parts(
@@ -187,7 +223,9 @@ def mix_of(
     ]
     if lost := [part.name for part in parts if not part.allowed]:
         return None, [f"Nobody is left who may serve the part {name!r}." for name in lost]
-    mix = best_mix(contenders, parts, plan.load_per_s, plan.seed)
+    budget = plan.budget_usd_per_month
+    hourly = np.inf if budget is None or plan.hours_per_s else budget / HOURS_PER_MONTH
+    mix = best_mix(contenders, parts, plan.load_per_s, plan.seed, hourly)
     # The busiest hour of a day, all month long, is nobody's bill.
     if mix is None or plan.hours_per_s:
         return mix, []

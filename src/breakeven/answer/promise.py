@@ -181,6 +181,19 @@ def many_text(promise: Promise, fleet: FleetCapacity, rate_per_s: float) -> str:
     )
 
 
+SHORT = "too few requests to see a queue grow"
+"""How the note begins that `short_text` makes."""
+
+
+def short_text(requests: int, machines: int, told: float) -> str:
+    """That a run of the study's own length ends before so few machines are seen to be too few."""
+    more = f"{told:.0f}" if math.isfinite(told) else "more than there may be"
+    return (
+        f"{SHORT} (load.requests, {requests}): by what its machines carry this load takes {more}, not {machines}; "
+        "leave it out"
+    )
+
+
 def never_text(alone: ShareKept) -> str:
     """Why no number of machines keeps the promise."""
     worst = f", {alone.worst}" if alone.worst else ""

@@ -13,6 +13,7 @@ from types import MappingProxyType
 import msgspec
 
 from breakeven.answer.mixes import Mix
+from breakeven.answer.promise import SHORT
 from breakeven.answer.regions import Standing
 from breakeven.answer.worlds import COST_TIE
 from breakeven.price.pricing import NOT_BILLED
@@ -173,12 +174,12 @@ def _bill_text(candidate: CandidateResult, span: Estimate) -> str:
 
 
 def _unbilled(by_name: Mapping[str, CandidateResult], names: Sequence[str]) -> list[str]:
-    """Of those that the answer names, whose bill lacks its electricity."""
+    """Of those that the answer names, whose bill lacks its electricity, or machines that a short run did not miss."""
     return [
         f"{name}: {note}."
         for name in dict.fromkeys(names)
         for note in by_name[name].notes
-        if note.startswith(NOT_BILLED)
+        if note.startswith((NOT_BILLED, SHORT))
     ]
 
 

@@ -255,13 +255,13 @@ def worlds_of(contenders: Sequence[Contender], rates_R: Floats, seed: int) -> Wo
         replicas_DR = np.ones((len(factor_D), len(rates_R))) if fleet is None else fleet.needed(rates_R)
         hourly = contender.bill(rates_R[None, :], replicas_DR, fleet)
         costs.append(np.broadcast_to(hourly, replicas_DR.shape))
-        speeds.append(_e2e_s(contender, rates_R[None, :] / replicas_DR, factor_D))
+        speeds.append(answer_s(contender, rates_R[None, :] / replicas_DR, factor_D))
     usd_per_hour_CDR, e2e_s_CDR = np.stack(costs), np.stack(speeds)
     best_DR = winners(usd_per_hour_CDR, e2e_s_CDR)
     return Worlds(tuple(c.name for c in contenders), rates_R, usd_per_hour_CDR, e2e_s_CDR, best_DR)
 
 
-def _e2e_s(contender: Contender, rate_DR: Floats, factor_D: Floats) -> Floats:
+def answer_s(contender: Contender, rate_DR: Floats, factor_D: Floats) -> Floats:
     """Median time of an answer at a replica's load: between the simulated loads, and longer by the draw's factor."""
     known = [(p.rate_per_s, p.e2e_p50_s.value) for p in contender.latency if p.e2e_p50_s is not None]
     if not known:

@@ -84,6 +84,11 @@ class OwnPrice(FilePart):
     overhead: AtLeast1 = 1.0
     upkeep_usd_per_year: Usd = 0.0
 
+    def as_typed(self) -> Self:
+        if self.idle_w is not None and self.busy_w is not None and self.busy_w < self.idle_w:
+            raise ValueError(f"busy watts of at least the idle ones; found idle {self.idle_w:g}, busy {self.busy_w:g}")
+        return self
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RentedPrice(FilePart):
