@@ -26,7 +26,7 @@ class Source:
 
     `spec` is None where the architecture is unknown: an URL, or a GGUF of a family Breakeven does not know.
     `format_name`: the weight format behind the name, as in `text`. `engine` and `words`, arguments of `placement_of`,
-    are this candidate's own, from behind its `@`, which `text` leaves out.
+    are this candidate's own, from behind its `@`, which `text` leaves out. `by_synth`: the header of its file says so.
     """
 
     text: str
@@ -37,6 +37,7 @@ class Source:
     format_name: str | None = None
     engine: str | None = None
     words: Mapping[str, str] = field(default_factory=dict, hash=False)
+    by_synth: bool = False
 
     @property
     def question(self) -> tuple[object, ...]:
@@ -55,10 +56,8 @@ class Source:
 
     @property
     def random_weights(self) -> bool:
-        """True also of a file that `breakeven synth` wrote before: by what its header says."""
-        return self.synthetic or (
-            self.path is not None and read_header(self.path).metadata.get("general.description") == SYNTHETIC
-        )
+        """True also of a file that `breakeven synth` wrote before."""
+        return self.synthetic or self.by_synth
 
 
 def parse_source(text: str) -> Source:
@@ -75,7 +74,8 @@ def parse_source(text: str) -> Source:
         if format_name not in (None, OWN):
             raise UserError(f"{text}: a weight file runs in its own types; leave :{format_name} out")
         spec = resolve_spec(bare)
-        return Source(bare, spec.name, spec, path=path)
+        by_synth = read_header(path).metadata.get("general.description") == SYNTHETIC
+        return Source(bare, spec.name, spec, path=path, by_synth=by_synth)
     spec = resolve_spec(text)
     name = bare.split("/")[-1] if not Path(bare).exists() else spec.name
     return Source(text, name + text[len(bare) :], spec, format_name=format_name)
