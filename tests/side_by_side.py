@@ -15,6 +15,8 @@ class QuietAtTheEnd(LoadScopeScheduling):
     """A file at a time to whichever process is free; at the end, when the others have left, what must run alone."""
 
     _alone: frozenset[str] = frozenset()
+    _looking: bool = False
+    """What a process has died of is found out, before anybody gets what it left."""
 
     @property
     def _only_alone_is_left(self) -> bool:
@@ -27,11 +29,38 @@ class QuietAtTheEnd(LoadScopeScheduling):
                 self._alone = frozenset(file.read_text().splitlines())
                 file.unlink()
         super().schedule()
+        # One that takes a dead one's place does its last test only when it knows of another, or of the end.
+        for node in self.nodes:
+            self._reschedule(node)
 
     def _split_scope(self, nodeid: str) -> str:
         return ALONE if nodeid in self._alone else nodeid.partition("::")[0]
 
+    def remove_node(self, node: WorkerController) -> str | None:
+        """A test that its process died of has failed; xdist would give it to the next one, and so on."""
+        self._looking = True
+        crashed = super().remove_node(node)
+        self._looking = False
+        if crashed is not None:
+            self.workqueue[self._split_scope(crashed)][crashed] = True
+            for scope in [scope for scope, unit in self.workqueue.items() if all(unit.values())]:
+                del self.workqueue[scope]
+            self._order()
+        return crashed
+
+    def mark_test_pending(self, item: str) -> None:  # type: ignore[override]
+        """It is asked once more."""
+        self.workqueue.setdefault(self._split_scope(item), {})[item] = False
+        self._order()
+
+    def _order(self) -> None:
+        """What was left stands at the end: before what runs alone. Who takes the dead one's place shares it out."""
+        if ALONE in self.workqueue:
+            self.workqueue.move_to_end(ALONE)
+
     def _reschedule(self, node: WorkerController) -> None:
+        if self._looking:
+            return
         if node.shutting_down or not self._only_alone_is_left:
             super()._reschedule(node)
         elif any(not other.shutting_down for other in self.nodes if other is not node):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import which
@@ -300,16 +303,30 @@ def test_budgets_are_saved_at_the_next_chance_and_at_the_end(
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[Callable[[str], None]]:
-    """A service manager that waits until it was told a line."""
+    """A service manager that waits until it was told a line, after those that it waited for before.
+
+    It always reads, as systemd does: what is told while its ears are full is lost.
+    """
+    told: queue.Queue[str] = queue.Queue()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
         heard.bind(str(tmp_path / "notify"))
-        heard.settimeout(PATIENCE_S)
+
+        def listen() -> None:
+            while data := heard.recv(4096):
+                for line in data.decode().split("\n"):
+                    told.put(line)
 
         def until(line: str) -> None:
-            while line not in heard.recv(4096).decode().split("\n"):
+            ends_s = time.monotonic() + PATIENCE_S
+            while told.get(timeout=max(0.0, ends_s - time.monotonic())) != line:
                 pass
 
+        listening = threading.Thread(target=listen)
+        listening.start()
         yield until
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as over:
+            over.sendto(b"", str(tmp_path / "notify"))
+        listening.join()
 
 
 ACTIVATED = """

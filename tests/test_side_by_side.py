@@ -34,10 +34,14 @@ class Process:
 
 
 @given(
-    files=st.lists(st.integers(1, 6), max_size=8), alone=st.integers(0, 3), processes=st.integers(1, 4), data=st.data()
+    files=st.lists(st.integers(1, 6), max_size=8),
+    alone=st.integers(0, 3),
+    processes=st.integers(1, 4),
+    deaths=st.integers(0, 2),
+    data=st.data(),
 )
 def test_what_is_alone_begins_when_all_else_has_ended(
-    files: list[int], alone: int, processes: int, data: st.DataObject
+    files: list[int], alone: int, processes: int, deaths: int, data: st.DataObject
 ) -> None:
     tests = [f"tests/test_{f}.py::test_{i}[a::b]" for f, n in enumerate(files) for i in range(n)]
     quiet = [f"tests/test_0.py::test_quiet_{i}" for i in range(alone)]
@@ -57,6 +61,23 @@ def test_what_is_alone_begins_when_all_else_has_ended(
     while any(worker.ready for worker in workers):
         worker = data.draw(st.sampled_from([one for one in workers if one.ready]))
         index = worker.given.pop(0)
+        if deaths and data.draw(st.booleans()):
+            deaths -= 1
+            workers.remove(worker)
+            crashed = sched.remove_node(worker)
+            assert crashed == everything[index]
+            if data.draw(st.booleans()):
+                sched.mark_test_pending(crashed)
+            else:
+                ended.append(crashed)
+            workers.append(Process(run))
+            sched.add_node(workers[-1])
+            sched.add_node_collection(workers[-1], everything)
+            sched.schedule()
+            if sched.tests_finished:
+                for one in workers:
+                    one.shutdown()
+            continue
         if everything[index] in quiet:
             assert set(ended) >= set(tests), "something else still runs"
             assert not any(other.given for other in workers if other is not worker)
